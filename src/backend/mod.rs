@@ -1,0 +1,378 @@
+//! What a device can do: a few fused operations over typed buffers.
+//!
+//! A backend speaks of tensors and of the rows of a [`Batch`], never of models or requests. Operations may
+//! return before the device has finished; [`Backend::collect`] is the only one that waits.
+
+pub mod cpu;
+pub mod faulty;
+
+use thiserror::Error;
+
+use crate::error::{Error, Status};
+
+/// Element type of a buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// IEEE single precision.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub fn size_bytes(self) -> usize {
+        match self {
+            DType::F32 => 4,
+            DType::F16 | DType::Bf16 => 2,
+        }
+    }
+}
+
+/// A failed operation of a backend.
+#[derive(Debug, Clone, Error)]
+pub enum BackendError {
+    /// An allocation did not fit.
+    #[error("{what}: {bytes} bytes do not fit the device's memory")]
+    OutOfMemory {
+        /// What the memory was for.
+        what: String,
+        /// Bytes asked for.
+        bytes: u64,
+    },
+    /// The device is gone; nothing on it can be used again.
+    #[error("the device was lost in {operation}: {message}")]
+    DeviceLost {
+        /// The operation that reported it.
+        operation: &'static str,
+        /// The driver's words.
+        message: String,
+    },
+    /// Arguments that the operation does not take; a defect in the caller.
+    #[error("{operation}: {message}")]
+    InvalidArgument {
+        /// The operation.
+        operation: &'static str,
+        /// What is wrong.
+        message: String,
+    },
+}
+
+impl From<BackendError> for Error {
+    fn from(error: BackendError) -> Self {
+        let status = match &error {
+            BackendError::OutOfMemory { .. } => Status::DeviceOutOfMemory,
+            BackendError::DeviceLost { .. } => Status::DeviceLost,
+            BackendError::InvalidArgument { .. } => Status::Internal,
+        };
+        Error::new(status, error.to_string())
+    }
+}
+
+/// Result of a backend operation.
+pub type BackendResult<T> = Result<T, BackendError>;
+
+/// Stands in [`Batch::tokens`] for "the token that the slot sampled last", which the host may not know yet.
+pub const TOKEN_FROM_SLOT: u32 = u32::MAX;
+
+/// One step's rows, as flat arrays that mean the same on every rank.
+///
+/// Row `r` runs tokens `query_starts[r]..query_starts[r + 1]` of one sequence, which after the step has
+/// `context_lens[r]` tokens in the KV cache; the row's first token therefore has position
+/// `context_lens[r] - (query_starts[r + 1] - query_starts[r])`. Its KV blocks in order are
+/// `block_tables[block_starts[r]..block_starts[r + 1]]` and cover at least `context_lens[r]` tokens.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Slot of each row, `[num_rows]`; a slot stands at most once.
+    pub slots: Vec<u32>,
+    /// Where each row's tokens start, `[num_rows + 1]`.
+    pub query_starts: Vec<u32>,
+    /// Tokens in the cache after the step, `[num_rows]`.
+    pub context_lens: Vec<u32>,
+    /// Token ids, `[num_tokens]`; [`TOKEN_FROM_SLOT`] reads the row's slot.
+    pub tokens: Vec<u32>,
+    /// Where each row's blocks start, `[num_rows + 1]`.
+    pub block_starts: Vec<u32>,
+    /// KV block indexes of all rows.
+    pub block_tables: Vec<u32>,
+    /// Rows whose last token's logits are sampled, ascending.
+    pub sampled_rows: Vec<u32>,
+}
+
+impl Batch {
+    /// An empty batch.
+    pub fn new() -> Self {
+        Self { query_starts: vec![0], block_starts: vec![0], ..Self::default() }
+    }
+
+    /// Number of rows.
+    pub fn num_rows(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Number of tokens over all rows.
+    pub fn num_tokens(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Number of rows that sample.
+    pub fn num_sampled(&self) -> usize {
+        self.sampled_rows.len()
+    }
+
+    /// Token range of row `row`.
+    pub fn query_range(&self, row: usize) -> std::ops::Range<usize> {
+        self.query_starts[row] as usize..self.query_starts[row + 1] as usize
+    }
+
+    /// KV blocks of row `row`.
+    pub fn blocks(&self, row: usize) -> &[u32] {
+        &self.block_tables[self.block_starts[row] as usize..self.block_starts[row + 1] as usize]
+    }
+
+    /// Position of row `row`'s first token.
+    pub fn first_position(&self, row: usize) -> usize {
+        self.context_lens[row] as usize - self.query_range(row).len()
+    }
+}
+
+/// What a slot needs to sample for the sequence that takes it over. All values are validated and finite.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SlotState {
+    /// 0: greedy.
+    pub temperature: f32,
+    /// 0: off.
+    pub top_k: u32,
+    /// In (0, 1]; 1: off.
+    pub top_p: f32,
+    /// In [0, 1]; 0: off.
+    pub min_p: f32,
+    /// Divides positive and multiplies negative logits of tokens in prompt or output; 1: off.
+    pub repetition_penalty: f32,
+    /// Subtracted once from logits of tokens in the output; 0: off.
+    pub presence_penalty: f32,
+    /// Subtracted from logits of tokens in the output, times their count there; 0: off.
+    pub frequency_penalty: f32,
+    /// Added to the logits of single tokens.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Tokens that cannot be sampled before `min_tokens` outputs.
+    pub suppressed_tokens: Vec<u32>,
+    /// Outputs before `suppressed_tokens` are allowed.
+    pub min_tokens: u32,
+    /// Key of the random numbers; the counter is the index of the output token, so that a sequence draws the
+    /// same numbers whatever else is in the batch and however often it is preempted.
+    pub seed: u64,
+    /// Alternatives to report beside the chosen token; `None`: no log-probabilities at all.
+    pub num_logprobs: Option<u32>,
+    /// The prompt, for the repetition penalty.
+    pub prompt: Vec<u32>,
+    /// Tokens sampled so far (not empty after a preemption). The next output's index is its length.
+    pub output: Vec<u32>,
+}
+
+/// Log-probability of one token.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TokenLogprob {
+    /// Token id.
+    pub token: u32,
+    /// Natural logarithm of its probability under the model: softmax of the raw logits, before penalties,
+    /// bias and temperature.
+    pub logprob: f32,
+}
+
+/// One sampled row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampled {
+    /// The row's slot.
+    pub slot: u32,
+    /// The token, or `None` where the logits held NaN or an infinity.
+    pub token: Option<u32>,
+    /// The chosen token first, then the most probable ones in falling order; empty where not asked for.
+    pub logprobs: Vec<TokenLogprob>,
+}
+
+/// Shape of the paged KV cache: per layer `[block][k|v][kv_head][token][head_dim]`, so that one head's part of
+/// one block is contiguous.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvLayout {
+    /// Decoder layers.
+    pub num_layers: usize,
+    /// Blocks per layer.
+    pub num_blocks: usize,
+    /// Tokens in a block.
+    pub block_size: usize,
+    /// Key-value heads.
+    pub num_kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Element type.
+    pub dtype: DType,
+}
+
+impl KvLayout {
+    /// Bytes of one block in all layers, or `None` on overflow.
+    pub fn block_bytes(&self) -> Option<u64> {
+        [self.num_layers, 2, self.num_kv_heads, self.block_size, self.head_dim, self.dtype.size_bytes()]
+            .iter()
+            .try_fold(1u64, |product, &factor| product.checked_mul(factor as u64))
+    }
+}
+
+/// How RoPE pairs the elements of a head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RopePairing {
+    /// Element `i` with `i + rotary_dim / 2`.
+    Half,
+    /// Element `2 i` with `2 i + 1`.
+    Interleaved,
+}
+
+/// Heads of an attention layer. A row of the fused `qkv` tensor is
+/// `[num_heads * head_dim | num_kv_heads * head_dim | num_kv_heads * head_dim]`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionShape {
+    /// Query heads, a multiple of `num_kv_heads`.
+    pub num_heads: usize,
+    /// Key-value heads.
+    pub num_kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Factor on the scores before softmax.
+    pub scale: f32,
+}
+
+impl AttentionShape {
+    /// Width of a row of the fused `qkv` tensor.
+    pub fn qkv_width(&self) -> usize {
+        (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+    }
+}
+
+/// Activation of a gated MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * sigmoid(x)`.
+    Silu,
+}
+
+/// Sizes that a backend reserves for when it is created; the step loop allocates nothing after that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BackendLimits {
+    /// Largest number of tokens in a batch.
+    pub max_tokens: usize,
+    /// Number of slots, and the largest number of rows in a batch.
+    pub max_slots: usize,
+    /// Size of the vocabulary.
+    pub vocab_size: usize,
+}
+
+/// A device's fused operations. Tensors are row-major `[rows, columns]`; `rows` arguments say how many leading
+/// rows an operation works on. Widths that do not match are [`BackendError::InvalidArgument`].
+pub trait Backend: Send + 'static {
+    /// A typed two-dimensional buffer.
+    type Tensor: Send;
+    /// The paged cache of all layers.
+    type KvCache: Send;
+
+    /// Element type of activations and residuals for weights of `weights`.
+    fn activation_dtype(&self, weights: DType) -> DType;
+
+    /// Bytes of workspace that the backend keeps for `limits`, beside tensors and cache.
+    fn workspace_bytes(&self, limits: &BackendLimits) -> u64;
+
+    /// Reserves the workspace and the slots. Called once, before the first batch.
+    fn reserve(&mut self, limits: &BackendLimits) -> BackendResult<()>;
+
+    /// A tensor of `rows` by `columns` zeros.
+    fn alloc(&mut self, dtype: DType, rows: usize, columns: usize) -> BackendResult<Self::Tensor>;
+
+    /// Writes whole rows, given as the dtype's little-endian bytes, starting at row `first_row`.
+    fn write_rows(&mut self, tensor: &mut Self::Tensor, first_row: usize, bytes: &[u8]) -> BackendResult<()>;
+
+    /// Reads `rows` leading rows as f32, waiting for the device; for tests and tools.
+    fn read_rows(&mut self, tensor: &Self::Tensor, rows: usize) -> BackendResult<Vec<f32>>;
+
+    /// The KV cache.
+    fn alloc_kv_cache(&mut self, layout: &KvLayout) -> BackendResult<Self::KvCache>;
+
+    /// Hands slot `slot` to a sequence.
+    fn reset_slot(&mut self, slot: u32, state: &SlotState) -> BackendResult<()>;
+
+    /// Makes `batch` the one that the operations below run on, and resolves [`TOKEN_FROM_SLOT`].
+    fn load_batch(&mut self, batch: &Batch) -> BackendResult<()>;
+
+    /// `out[t] = table[tokens[t]]` for the batch's tokens. `table` is `[vocab, hidden]`.
+    fn embed(&mut self, table: &Self::Tensor, out: &mut Self::Tensor) -> BackendResult<()>;
+
+    /// `residual += delta` where there is one, then `out = residual / rms(residual) * weight` per row, with
+    /// `rms(x) = sqrt(mean(x^2) + epsilon)` (Zhang and Sennrich 2019). `weight` is `[1, hidden]`.
+    fn add_rms_norm(
+        &mut self,
+        residual: &mut Self::Tensor,
+        delta: Option<&Self::Tensor>,
+        weight: &Self::Tensor,
+        epsilon: f32,
+        out: &mut Self::Tensor,
+        rows: usize,
+    ) -> BackendResult<()>;
+
+    /// `out[r] = weight · input[r]`. `weight` is `[out_features, in_features]`; sums are in f32.
+    fn linear(
+        &mut self,
+        input: &Self::Tensor,
+        weight: &Self::Tensor,
+        out: &mut Self::Tensor,
+        rows: usize,
+    ) -> BackendResult<()>;
+
+    /// Rotates the query and key heads of the batch's tokens in place (Su et al. 2021) and writes keys and
+    /// values to their places in layer `layer` of the cache. Row `p` of the f32 tensor `table` holds the
+    /// `rotary_dim / 2` cosines of position `p`, then as many sines.
+    #[allow(clippy::too_many_arguments)]
+    fn rope_and_write_kv(
+        &mut self,
+        qkv: &mut Self::Tensor,
+        table: &Self::Tensor,
+        pairing: RopePairing,
+        shape: &AttentionShape,
+        cache: &mut Self::KvCache,
+        layer: usize,
+    ) -> BackendResult<()>;
+
+    /// Causal attention of the batch's query heads over layer `layer` of the cache.
+    /// `out` is `[tokens, num_heads * head_dim]`.
+    fn attention(
+        &mut self,
+        qkv: &Self::Tensor,
+        shape: &AttentionShape,
+        cache: &Self::KvCache,
+        layer: usize,
+        out: &mut Self::Tensor,
+    ) -> BackendResult<()>;
+
+    /// `out = activation(gate) * up` for rows `[gate | up]`.
+    fn gated_activation(
+        &mut self,
+        gate_up: &Self::Tensor,
+        activation: Activation,
+        out: &mut Self::Tensor,
+        rows: usize,
+    ) -> BackendResult<()>;
+
+    /// `out[i] = head · hidden[last token of sampled row i]`, in f32. `head` is `[vocab, hidden]`.
+    fn logits(
+        &mut self,
+        hidden: &Self::Tensor,
+        head: &Self::Tensor,
+        out: &mut Self::Tensor,
+    ) -> BackendResult<()>;
+
+    /// Samples the batch's sampled rows from `logits` with their slots' states, advances the slots, and keeps
+    /// the results for [`Backend::collect`].
+    fn sample(&mut self, logits: &Self::Tensor) -> BackendResult<()>;
+
+    /// Waits for the oldest [`Backend::sample`] not yet collected and returns one entry per sampled row.
+    fn collect(&mut self) -> BackendResult<Vec<Sampled>>;
+}

@@ -1,0 +1,134 @@
+//! Options of an engine, and the callbacks that a host may hang on them.
+
+use std::fmt;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Weight dtype that the caller asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DTypeChoice {
+    /// The backend's choice: bf16 on the CPU.
+    #[default]
+    Auto,
+    /// IEEE single precision.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+}
+
+/// How far loading has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes of weights in place.
+    pub bytes_done: u64,
+    /// Bytes of weights in all.
+    pub bytes_total: u64,
+}
+
+/// Called on the creating thread while weights load, at least every 64 MiB; `Break` aborts the load with
+/// [`crate::Status::Aborted`].
+pub type ProgressCallback = Arc<dyn Fn(Progress) -> ControlFlow<()> + Send + Sync>;
+
+/// Severity of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(i32)]
+pub enum LogLevel {
+    /// Something failed.
+    Error = 1,
+    /// Something is off but goes on.
+    Warn = 2,
+    /// Milestones of an engine's life.
+    Info = 3,
+    /// Per-request detail.
+    Debug = 4,
+}
+
+/// Per-engine log sink; silent by default. Called on engine threads, never under a lock.
+#[derive(Clone, Default)]
+pub struct Logger {
+    sink: Option<(LogLevel, LogSink)>,
+}
+
+/// Receives one line without a newline.
+pub type LogSink = Arc<dyn Fn(LogLevel, &str) + Send + Sync>;
+
+impl Logger {
+    /// Sends lines up to and including `level` to `sink`.
+    pub fn new(level: LogLevel, sink: LogSink) -> Self {
+        Self { sink: Some((level, sink)) }
+    }
+
+    /// Logs `message` where the level is enabled; formats nothing otherwise.
+    pub fn log(&self, level: LogLevel, message: fmt::Arguments<'_>) {
+        if let Some((enabled, sink)) = &self.sink
+            && level <= *enabled
+        {
+            sink(level, &message.to_string());
+        }
+    }
+}
+
+impl fmt::Debug for Logger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Logger").field("level", &self.sink.as_ref().map(|sink| sink.0)).finish()
+    }
+}
+
+/// Options of [`crate::Engine::create`]. Zero means "choose for me" where a field says so.
+#[derive(Clone)]
+pub struct EngineOptions {
+    /// Model directory in Hugging Face layout, or a GGUF file.
+    pub model: PathBuf,
+    /// `auto`, `cpu`, `cuda`, `cuda:0`, `cuda:0,1`, or `echo` (no weights: returns the prompt).
+    pub device: String,
+    /// Weight dtype.
+    pub dtype: DTypeChoice,
+    /// Sequences that can be in one step. At least 1.
+    pub max_num_sequences: usize,
+    /// Token budget of one step: decodes first, then chunks of prompts. At least 1.
+    pub max_batched_tokens: usize,
+    /// Longest prompt plus output, in tokens; 0: what the model was trained for.
+    pub max_model_len: usize,
+    /// Tokens in a KV block; 0: the default, 64. A multiple of 16.
+    pub kv_block_size: usize,
+    /// Bytes for the KV cache; 0: enough for `max_num_sequences` full contexts, at most a quarter of the
+    /// host's available memory.
+    pub kv_cache_bytes: u64,
+    /// Hard limit in bytes on weights, KV cache and workspace together, per device; 0: none.
+    pub memory_limit_bytes: u64,
+    /// Compute threads of the CPU backend; 0: one per core.
+    pub num_threads: usize,
+    /// Requests accepted and not yet ended; one more is [`crate::Status::Busy`].
+    pub max_queued_requests: usize,
+    /// Tokens of one request that may wait for its consumer before the request is paused.
+    pub max_unread_tokens: usize,
+    /// Progress of loading.
+    pub progress: Option<ProgressCallback>,
+    /// Log sink.
+    pub logger: Logger,
+}
+
+impl EngineOptions {
+    /// Defaults for a model path.
+    pub fn new(model: impl Into<PathBuf>) -> Self {
+        Self {
+            model: model.into(),
+            device: "auto".to_owned(),
+            dtype: DTypeChoice::Auto,
+            max_num_sequences: 64,
+            max_batched_tokens: 512,
+            max_model_len: 0,
+            kv_block_size: 0,
+            kv_cache_bytes: 0,
+            memory_limit_bytes: 0,
+            num_threads: 0,
+            max_queued_requests: 4096,
+            max_unread_tokens: 1024,
+            progress: None,
+            logger: Logger::default(),
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Block-quantised number formats and their conversion to plain ones.
