@@ -34,7 +34,7 @@ use rayon::prelude::*;
 use crate::backend::{Sampled, SlotState, TokenLogprob};
 
 use filter::FilterScratch;
-use math::{GUMBEL_MAX, gumbel};
+use math::{GUMBEL_MAX, GUMBEL_SLACK, gumbel};
 use penalty::History;
 use philox::{GROUP, NoiseKey, token_noise_group};
 use scan::Best;
@@ -167,7 +167,25 @@ impl Slot {
         Self { settings, history, num_outputs: state.output.len() as u32, last_token }
     }
 
+    /// Samples with the widest vectors that this machine has.
     fn sample(&mut self, slot: u32, logits: &[f32], scratch: &mut Scratch) -> Sampled {
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("avx2") {
+            // SAFETY: the machine has AVX2, as was just asked.
+            return unsafe { self.sample_avx2(slot, logits, scratch) };
+        }
+        self.sample_portable(slot, logits, scratch)
+    }
+
+    /// The same operations in the same order; `inline(always)` on all loops below puts them in here.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    fn sample_avx2(&mut self, slot: u32, logits: &[f32], scratch: &mut Scratch) -> Sampled {
+        self.sample_portable(slot, logits, scratch)
+    }
+
+    #[inline(always)]
+    fn sample_portable(&mut self, slot: u32, logits: &[f32], scratch: &mut Scratch) -> Sampled {
         let raw_best = scan::argmax(logits);
         let token = raw_best.and_then(|best| self.choose(logits, best, scratch));
         let (Some(raw_best), Some(token)) = (raw_best, token) else {
@@ -180,12 +198,16 @@ impl Slot {
         Sampled { slot, token: Some(token), logprobs: self.logprobs(logits, raw_best, token) }
     }
 
+    #[inline(always)]
     fn logprobs(&self, logits: &[f32], raw_best: Best, token: u32) -> Vec<TokenLogprob> {
-        let num_top = self.settings.num_logprobs;
-        num_top.map_or_else(Vec::new, |num| scan::logprobs(logits, raw_best.logit, token, num as usize))
+        match self.settings.num_logprobs {
+            Some(num_top) => scan::logprobs(logits, raw_best.logit, token, num_top as usize),
+            None => Vec::new(),
+        }
     }
 
     /// Stages 3 to 6; `None` where bias and suppression leave nothing.
+    #[inline(always)]
     fn choose(&self, raw_logits: &[f32], raw_best: Best, scratch: &mut Scratch) -> Option<u32> {
         let settings = &self.settings;
         let is_neutral = penalty::is_neutral(settings, self.num_outputs);
@@ -214,6 +236,7 @@ impl Slot {
 }
 
 /// The token with the largest sum of scaled logit and Gumbel noise; `best` is the largest logit.
+#[inline(always)]
 fn draw(logits: &[f32], best: Best, temperature: f32, key: NoiseKey) -> u32 {
     let scaled = |logit: f32| (logit - best.logit) / temperature;
     let best_group = best.token / GROUP as u32;
@@ -221,14 +244,20 @@ fn draw(logits: &[f32], best: Best, temperature: f32, key: NoiseKey) -> u32 {
     let mut winner = best.token;
     let mut winner_score = gumbel(best_noise);
     for (group_index, group) in logits.chunks(GROUP).enumerate() {
-        // Most groups hold no token that the best possible noise could lift over the winner so far.
-        if scaled(scan::max_of(group)) + GUMBEL_MAX < winner_score {
+        // Most groups hold no token that their best noise could lift over the winner so far.
+        let highest = scaled(scan::max_of(group));
+        if highest + GUMBEL_MAX < winner_score {
             continue;
         }
         let noise = token_noise_group(key, group_index as u32);
+        let least_bits = noise.iter().fold(u32::MAX, |least, &bits| least.min(bits));
+        if highest + (gumbel(least_bits) + GUMBEL_SLACK) < winner_score {
+            continue;
+        }
         let mut scores = [f32::NEG_INFINITY; GROUP];
-        for ((score, &logit), &bits) in scores.iter_mut().zip(group).zip(&noise) {
-            *score = scaled(logit) + gumbel(bits);
+        scores[..group.len()].copy_from_slice(group);
+        for (score, &bits) in scores.iter_mut().zip(&noise) {
+            *score = scaled(*score) + gumbel(bits);
         }
         for (offset, &score) in scores.iter().enumerate() {
             let token = (group_index * GROUP + offset) as u32;

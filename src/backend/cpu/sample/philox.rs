@@ -44,8 +44,10 @@ pub(super) struct NoiseKey {
 /// `[16 * (t / 64) + t % 16, output_index, 0, 0]`; so a group's words need no transposition.
 #[inline(always)]
 pub(super) fn token_noise_group(key: NoiseKey, group_index: u32) -> [u32; GROUP] {
-    let first = group_index * LANES as u32;
-    let blocks = std::array::from_fn(|lane| first + lane as u32);
+    let mut blocks = [group_index * LANES as u32; LANES];
+    for (lane, block) in blocks.iter_mut().enumerate() {
+        *block += lane as u32;
+    }
     let counters = [blocks, [key.output_index; LANES], [0; LANES], [0; LANES]];
     let words = philox(counters, [key.seed as u32, (key.seed >> 32) as u32]);
     let mut noise = [0; GROUP];

@@ -18,6 +18,7 @@ pub(super) struct Best {
 }
 
 /// The largest logit, of equals the first; `None` where a logit is NaN or plus infinity, or all are masked.
+#[inline(always)]
 pub(super) fn argmax(logits: &[f32]) -> Option<Best> {
     let mut max = f32::NEG_INFINITY;
     let mut max_start = 0;
@@ -62,6 +63,7 @@ pub(super) fn max_of(values: &[f32]) -> f32 {
 
 /// Log-probabilities of `token` and then of the `num_top` most probable tokens in falling order, equal ones by
 /// rising id. Masked tokens are not reported. `max` is the largest logit.
+#[inline(always)]
 pub(super) fn logprobs(logits: &[f32], max: f32, token: u32, num_top: usize) -> Vec<TokenLogprob> {
     let log_sum = ln_sum_exp(logits, max);
     let of = |best: Best| TokenLogprob {
@@ -73,8 +75,10 @@ pub(super) fn logprobs(logits: &[f32], max: f32, token: u32, num_top: usize) -> 
 }
 
 /// `ln(sum(e^(logit - max)))`. Chunks are summed in single, their sums in double precision.
+#[inline(always)]
 fn ln_sum_exp(logits: &[f32], max: f32) -> f64 {
-    let chunk_sum = |chunk: &[f32]| {
+    let mut total = 0.0;
+    for chunk in logits.chunks(CHUNK) {
         let mut sums = [0.0f32; LANES];
         let (groups, rest) = chunk.as_chunks::<LANES>();
         for group in groups {
@@ -82,13 +86,16 @@ fn ln_sum_exp(logits: &[f32], max: f32) -> f64 {
                 sums[lane] += exp_nonpositive(group[lane] - max);
             }
         }
-        let rest = rest.iter().map(|&logit| exp_nonpositive(logit - max));
-        sums.into_iter().chain(rest).map(f64::from).sum::<f64>()
-    };
-    logits.chunks(CHUNK).map(chunk_sum).sum::<f64>().ln()
+        for (sum, &logit) in sums.iter_mut().zip(rest) {
+            *sum += exp_nonpositive(logit - max);
+        }
+        total += sums.into_iter().map(f64::from).sum::<f64>();
+    }
+    total.ln()
 }
 
 /// The `count` largest logits that are not masked, in falling order, equal ones by rising id.
+#[inline(always)]
 fn largest(logits: &[f32], count: usize) -> Vec<Best> {
     const GROUP: usize = 4 * LANES;
     let mut top: Vec<Best> = Vec::with_capacity(count.min(logits.len()) + 1);
