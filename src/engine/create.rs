@@ -122,9 +122,10 @@ fn check(options: &EngineOptions) -> Result<()> {
             options.kv_block_size
         )));
     }
-    if options.max_batched_tokens < options.max_num_sequences {
+    if options.max_batched_tokens <= options.max_num_sequences {
         return Err(Error::invalid_argument(format!(
-            "max_batched_tokens is {} but max_num_sequences {}; a step must have room for one token of each",
+            "max_batched_tokens is {} but max_num_sequences {}; a step must have room for one token of each and \
+             some of a prompt",
             options.max_batched_tokens, options.max_num_sequences
         )));
     }
