@@ -1,170 +1,297 @@
 //! The engine: accepts requests from any thread, runs them in flight together, hands back events.
+//!
+//! Read [`step`] first, then [`scheduler`]; `stream` is where the promise of one terminal event lives.
 
+mod admission;
+pub mod batch;
+mod create;
+pub mod echo;
 pub mod event;
+pub mod executor;
+pub mod info;
+mod output;
 pub mod queue;
 pub mod request;
+pub mod scheduler;
+pub mod sequence;
+mod shared;
+mod step;
+mod stream;
+mod sync;
+mod threads;
+mod worker;
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
 
+pub use create::EngineParts;
 pub use event::{Event, EventKind, FinishReason, Finished, Output, RequestId, Timings};
+pub use info::{MemoryPlan, ModelInfo, Stats};
 pub use queue::Queue;
 pub use request::{Prompt, Request};
 
-use crate::config::EngineOptions;
-use crate::error::{Error, Result};
+use crate::config::{EngineOptions, LogLevel};
+use crate::engine::admission::{Admission, Admitted};
+use crate::engine::scheduler::Scheduler;
+use crate::engine::shared::Shared;
+use crate::engine::step::{Message, StepLoop};
+use crate::engine::stream::{Place, RequestStream, StreamParams};
+use crate::engine::sync::atomic::{AtomicU64, Ordering};
+use crate::engine::sync::mpsc::{Sender, channel};
+use crate::engine::sync::{Arc, Mutex, lock};
+use crate::engine::threads::Threads;
+use crate::error::{Error, Result, Status};
+use crate::token::{EncodeOptions, StreamDecoder, Tokenizer};
 
-/// A loaded model and the threads that run it. Cheap to clone; all methods may be called from any thread.
+/// How long [`Engine::close`] waits for the threads.
+const CLOSE_LIMIT: Duration = Duration::from_millis(1500);
+
+/// A loaded model and the threads that run it. Cheap to clone; all methods may be called from any thread. The
+/// engine closes when its last clone is dropped.
 #[derive(Clone)]
 pub struct Engine {
-    inner: Arc<()>,
+    inner: Arc<Inner>,
 }
 
-/// Exact bytes that an engine with the same options would reserve.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct MemoryPlan {
-    /// Weights.
-    pub weights_bytes: u64,
-    /// KV cache.
-    pub kv_cache_bytes: u64,
-    /// Activations and the backend's workspace.
-    pub workspace_bytes: u64,
-    /// Blocks in the KV cache.
-    pub num_kv_blocks: u64,
-    /// Tokens in a KV block.
-    pub kv_block_size: u64,
-    /// Longest prompt plus output of one request, in tokens.
-    pub max_model_len: u64,
-    /// Memory that the device has free now; 0 where unknown.
-    pub available_bytes: u64,
-    /// Whether the total fits the limit and the memory that is free.
-    pub fits: bool,
-}
-
-impl MemoryPlan {
-    /// Everything together.
-    pub fn total_bytes(&self) -> u64 {
-        self.weights_bytes + self.kv_cache_bytes + self.workspace_bytes
-    }
-}
-
-/// A snapshot of counters and gauges.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Stats {
-    /// Steps run.
-    pub num_steps: u64,
-    /// Prompt tokens run, again after a preemption included.
-    pub num_prompt_tokens: u64,
-    /// Tokens produced.
-    pub num_output_tokens: u64,
-    /// Requests accepted.
-    pub num_accepted: u64,
-    /// Requests ended.
-    pub num_finished: u64,
-    /// Sequences put back to the waiting line for want of KV blocks.
-    pub num_preemptions: u64,
-    /// Requests that wait for their first step or to run again.
-    pub num_waiting: u64,
-    /// Requests in the running batch.
-    pub num_running: u64,
-    /// Requests paused until their consumer polls.
-    pub num_paused: u64,
-    /// KV blocks in use.
-    pub num_kv_blocks_used: u64,
-    /// KV blocks free.
-    pub num_kv_blocks_free: u64,
-    /// Bytes of weights.
-    pub weights_bytes: u64,
-    /// Bytes of the KV cache.
-    pub kv_cache_bytes: u64,
-    /// Bytes of activations and workspace.
-    pub workspace_bytes: u64,
-}
-
-/// What a loaded model is; see [`Engine::model_info`].
-#[derive(Debug, Clone, PartialEq)]
-pub struct ModelInfo {
-    /// Size of the vocabulary.
-    pub vocab_size: u32,
-    /// Longest prompt plus output, in tokens.
-    pub max_model_len: u32,
-    /// End-of-sequence tokens.
-    pub eos_tokens: Vec<u32>,
-    /// Whether there is a chat template.
-    pub has_chat_template: bool,
-    /// Device in use: `cpu` or `echo`.
-    pub device: String,
+struct Inner {
+    shared: Arc<Shared>,
+    parts: create::EngineFacts,
+    inbox: Sender<Message>,
+    queue: Queue,
+    next_id: AtomicU64,
+    epoch: Instant,
+    threads: Mutex<Threads>,
 }
 
 impl Engine {
     /// Loads the model and starts the threads.
     pub fn create(options: &EngineOptions) -> Result<Engine> {
-        let _ = options;
-        Err(Error::internal("not there yet"))
+        Self::start(create::load(options)?, options)
     }
 
     /// What [`Engine::create`] would reserve with the same options; loads no weights.
     pub fn plan(options: &EngineOptions) -> Result<MemoryPlan> {
-        let _ = options;
-        Err(Error::internal("not there yet"))
+        create::plan(options)
     }
 
-    /// Accepts a request and returns its id, or fails at once: [`crate::Status::Busy`] where the queue is full,
-    /// an argument error where a value is not allowed. Tokenises in the calling thread.
+    /// An engine on an executor of the caller's. Of `options` it uses the queue limits and the logger.
+    pub fn start(parts: EngineParts, options: &EngineOptions) -> Result<Engine> {
+        let EngineParts { executor, facts } = parts;
+        let shared = Arc::new(Shared::new(options.logger.clone()));
+        let epoch = Instant::now();
+        let (inbox, messages) = channel();
+        let (plan_sender, plans) = channel();
+        let (output_sender, outputs) = channel();
+        let step_loop = StepLoop {
+            scheduler: Scheduler::new(facts.scheduler),
+            pipeline_depth: executor.pipeline_depth(),
+            inbox: messages,
+            worker: plan_sender,
+            output: output_sender,
+            shared: shared.clone(),
+            epoch,
+        };
+        let mut threads = Threads::new();
+        threads.spawn("ifl-output", {
+            let (shared, inbox) = (shared.clone(), inbox.clone());
+            move || {
+                if catch_unwind(AssertUnwindSafe(|| output::run(outputs, inbox))).is_err() {
+                    shared.close(Error::internal("the output thread panicked"));
+                }
+                shared.close_queues();
+            }
+        })?;
+        threads.spawn("ifl-worker", {
+            let inbox = inbox.clone();
+            move || worker::run(executor, plans, inbox)
+        })?;
+        threads.spawn("ifl-scheduler", move || step_loop.run())?;
+        let queue = make_queue(&shared, &inbox, facts.max_unread_tokens);
+        shared
+            .logger
+            .log(LogLevel::Info, format_args!("engine ready on {}: {:?}", facts.info.device, facts.memory));
+        let inner = Inner {
+            shared,
+            parts: facts,
+            inbox,
+            queue,
+            next_id: AtomicU64::new(1),
+            epoch,
+            threads: Mutex::new(threads),
+        };
+        Ok(Engine { inner: Arc::new(inner) })
+    }
+
+    /// Accepts a request and returns its id, or fails at once: [`Status::Busy`] where the queue is full, an
+    /// argument error where a value is not allowed. Tokenises in the calling thread.
     pub fn enqueue(&self, request: Request) -> Result<RequestId> {
-        let _ = request;
-        Err(Error::internal("not there yet"))
+        let inner = &self.inner;
+        inner.shared.while_open(|| Ok(()))?;
+        let max_requests = inner.parts.max_queued_requests;
+        let place = Place::take(&inner.shared.num_open, max_requests).ok_or_else(|| {
+            Error::new(
+                Status::Busy,
+                format!("{max_requests} requests are in flight or wait; poll and try again"),
+            )
+        })?;
+        if request.queue.as_ref().is_some_and(|queue| !inner.shared.owns_queue(queue)) {
+            return Err(Error::invalid_argument("the request's queue belongs to another engine"));
+        }
+        let enqueued_at = Instant::now();
+        let id = inner.next_id.fetch_add(1, Ordering::Relaxed);
+        let Admitted { params, stops, min_tokens, user_data, queue } =
+            inner.admission().admit(id, request)?;
+        let stream_params = StreamParams {
+            id,
+            user_data,
+            queue: queue.unwrap_or_else(|| inner.queue.clone()),
+            decoder: StreamDecoder::new(&inner.parts.tokenizer),
+            stops,
+            min_tokens,
+            num_prompt_tokens: u32::try_from(params.prompt.len()).unwrap_or(u32::MAX),
+            enqueued_at,
+            logger: inner.shared.logger.clone(),
+        };
+        let stream = Box::new(RequestStream::new(stream_params, place));
+        let mut message = Some(Message::Enqueue(Box::new(params), stream));
+        let sent = inner.shared.while_open(|| {
+            let sent = inner.inbox.send(message.take().expect("sent once"));
+            sent.map_err(|unsent| {
+                message = Some(unsent.0);
+                Error::internal("the scheduler thread is gone")
+            })
+        });
+        if let Some(Message::Enqueue(_, stream)) = message {
+            stream.disarm();
+        }
+        sent?;
+        inner.shared.num_accepted.fetch_add(1, Ordering::Relaxed);
+        Ok(id)
     }
 
     /// Asks for a request's end within one step; its terminal event says [`FinishReason::Cancelled`]. A request
     /// that has ended, or never was, is not an error.
     pub fn cancel(&self, request: RequestId) -> Result<()> {
-        let _ = request;
-        Ok(())
+        let send = || self.inner.inbox.send(Message::Cancel(request)).map_err(|_| closed());
+        self.inner.shared.while_open(send)
     }
 
     /// Events of the engine's own queue; see [`Queue::poll`].
     pub fn poll(&self, timeout: Option<Duration>) -> Result<Vec<Event>> {
-        let _ = timeout;
-        Ok(Vec::new())
+        self.inner.queue.poll(timeout)
+    }
+
+    /// The queue that [`Engine::poll`] takes from.
+    pub fn queue(&self) -> &Queue {
+        &self.inner.queue
     }
 
     /// A further queue; it may outlive the engine.
     pub fn create_queue(&self) -> Result<Queue> {
-        Err(Error::internal("not there yet"))
+        let inner = &self.inner;
+        inner.shared.while_open(|| Ok(make_queue(&inner.shared, &inner.inbox, inner.parts.max_unread_tokens)))
     }
 
     /// A snapshot of counters and gauges.
     pub fn stats(&self) -> Stats {
-        Stats::default()
+        let Inner { shared, parts, .. } = &*self.inner;
+        let counts = shared.counts();
+        let num_accepted = shared.num_accepted.load(Ordering::Relaxed);
+        let num_blocks = u64::from(parts.scheduler.num_blocks);
+        let num_free = counts.map_or(num_blocks, |counts| counts.num_blocks_free as u64);
+        let counts = counts.unwrap_or_default();
+        Stats {
+            num_steps: shared.num_steps(),
+            num_prompt_tokens: counts.num_prompt_tokens,
+            num_output_tokens: shared.num_output_tokens(),
+            num_accepted,
+            num_finished: num_accepted.saturating_sub(shared.num_open.load(Ordering::Acquire)),
+            num_preemptions: counts.num_preemptions,
+            num_waiting: counts.num_waiting as u64,
+            num_running: counts.num_running as u64,
+            num_paused: counts.num_paused as u64,
+            num_kv_blocks_used: num_blocks - num_free,
+            num_kv_blocks_free: num_free,
+            weights_bytes: parts.memory.weights_bytes,
+            kv_cache_bytes: parts.memory.kv_cache_bytes,
+            workspace_bytes: parts.memory.workspace_bytes,
+        }
     }
 
     /// What the loaded model is.
-    pub fn model_info(&self) -> ModelInfo {
-        unreachable!()
+    pub fn model_info(&self) -> &ModelInfo {
+        &self.inner.parts.info
+    }
+
+    /// What the engine has reserved.
+    pub fn memory(&self) -> &MemoryPlan {
+        &self.inner.parts.memory
     }
 
     /// Token ids of `text`.
     pub fn tokenize(&self, text: &str, add_special_tokens: bool, parse_special: bool) -> Result<Vec<u32>> {
-        let _ = (text, add_special_tokens, parse_special);
-        Err(Error::internal("not there yet"))
+        self.tokenizer().encode(text, EncodeOptions { add_special_tokens, parse_special })
     }
 
     /// Text of `tokens`; bytes that are not UTF-8 become U+FFFD.
     pub fn detokenize(&self, tokens: &[u32], skip_special: bool) -> Result<String> {
-        let _ = (tokens, skip_special);
-        Err(Error::internal("not there yet"))
+        self.tokenizer().decode(tokens, skip_special)
     }
 
     /// The text that the model's chat template makes of a JSON array of messages.
     pub fn apply_chat_template(&self, messages: &str, add_generation_prompt: bool) -> Result<String> {
-        let _ = (messages, add_generation_prompt);
-        Err(Error::internal("not there yet"))
+        self.tokenizer().apply_chat_template(messages, add_generation_prompt)
     }
 
-    /// Ends every request with [`crate::Status::Closed`], accepts no more, and stops the threads. Queues can
-    /// still be drained. Idempotent; returns within 2 seconds.
+    /// Ends every request with [`Status::Closed`], accepts no more, and stops the threads. Queues can still be
+    /// drained. Idempotent; returns within 2 seconds.
     pub fn close(&self) {
-        let _ = &self.inner;
+        self.inner.close();
     }
+
+    fn tokenizer(&self) -> &Tokenizer {
+        &self.inner.parts.tokenizer
+    }
+}
+
+impl Inner {
+    fn admission(&self) -> Admission<'_> {
+        Admission {
+            tokenizer: &self.parts.tokenizer,
+            scheduler: &self.parts.scheduler,
+            max_model_len: self.parts.info.max_model_len as usize,
+            epoch: self.epoch,
+        }
+    }
+
+    fn close(&self) {
+        self.shared.close(closed());
+        // A scheduler thread that is gone has ended every request already.
+        let _ = self.inbox.send(Message::Close);
+        if !lock(&self.threads).join(CLOSE_LIMIT) {
+            self.shared
+                .logger
+                .log(LogLevel::Warn, format_args!("a step outlasts the engine that was closed"));
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn closed() -> Error {
+    Error::new(Status::Closed, "the engine was closed")
+}
+
+fn make_queue(shared: &Arc<Shared>, inbox: &Sender<Message>, max_unread_tokens: usize) -> Queue {
+    let inbox = inbox.clone();
+    let queue = Queue::new(max_unread_tokens, move |request, is_paused| {
+        // An engine that is gone has nothing left to pause.
+        let _ = inbox.send(Message::SetPaused(request, is_paused));
+    });
+    shared.add_queue(&queue);
+    queue
 }

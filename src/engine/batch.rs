@@ -1,0 +1,76 @@
+//! Builds the flat arrays of one step.
+
+use crate::backend::{Batch, SlotState};
+use crate::engine::event::RequestId;
+use crate::engine::sequence::Sequence;
+
+/// One step as every rank runs it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepPlan {
+    /// Counts steps from 1.
+    pub step: u64,
+    /// Slots that change hands before the step.
+    pub resets: Vec<(u32, SlotState)>,
+    /// The rows.
+    pub batch: Batch,
+}
+
+/// Rows under construction, with the requests that sample.
+#[derive(Debug, Default)]
+pub(super) struct BatchBuilder {
+    batch: Batch,
+    sampling: Vec<RequestId>,
+    /// Slots that have a row.
+    taken: Vec<bool>,
+}
+
+impl BatchBuilder {
+    pub(super) fn new() -> Self {
+        Self { batch: Batch::new(), ..Self::default() }
+    }
+
+    pub(super) fn num_tokens(&self) -> usize {
+        self.batch.num_tokens()
+    }
+
+    /// Whether the step has a row for `slot`.
+    pub(super) fn has_slot(&self, slot: Option<u32>) -> bool {
+        slot.is_some_and(|slot| self.taken.get(slot as usize) == Some(&true))
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.batch.num_rows() == 0
+    }
+
+    /// Adds a row of the sequence's next `num_tokens` tokens and advances the sequence: the row samples where it
+    /// reaches the sequence's end.
+    pub(super) fn push(&mut self, sequence: &mut Sequence, num_tokens: usize, block_size: usize) {
+        let first = sequence.num_computed;
+        let context_len = first + num_tokens;
+        let num_blocks = context_len.div_ceil(block_size);
+        debug_assert!(num_tokens > 0 && num_blocks <= sequence.blocks.len());
+        let batch = &mut self.batch;
+        if context_len == sequence.total_len() {
+            batch.sampled_rows.push(batch.slots.len() as u32);
+            self.sampling.push(sequence.id);
+            sequence.num_unread += 1;
+        }
+        let slot = sequence.slot.expect("a row needs a slot");
+        if self.taken.len() <= slot as usize {
+            self.taken.resize(slot as usize + 1, false);
+        }
+        self.taken[slot as usize] = true;
+        batch.slots.push(slot);
+        batch.tokens.extend((first..context_len).map(|index| sequence.token_at(index)));
+        batch.query_starts.push(batch.tokens.len() as u32);
+        batch.context_lens.push(context_len as u32);
+        batch.block_tables.extend_from_slice(&sequence.blocks[..num_blocks]);
+        batch.block_starts.push(batch.block_tables.len() as u32);
+        sequence.num_computed = context_len;
+    }
+
+    /// The arrays, and the requests of the sampled rows in order.
+    pub(super) fn finish(self) -> (Batch, Vec<RequestId>) {
+        (self.batch, self.sampling)
+    }
+}

@@ -1,0 +1,198 @@
+//! From options to everything an engine needs: device, model, memory.
+
+use std::time::Duration;
+
+use crate::config::EngineOptions;
+use crate::engine::echo::EchoExecutor;
+use crate::engine::executor::Executor;
+use crate::engine::info::{MemoryPlan, ModelInfo};
+use crate::engine::scheduler::SchedulerConfig;
+use crate::engine::sync::Arc;
+use crate::error::{Error, Result, Status};
+use crate::token::Tokenizer;
+
+/// Tokens in a KV block where the options leave it open.
+pub(super) const DEFAULT_BLOCK_SIZE: usize = 64;
+/// KV block sizes are multiples of this, the tile in which attention takes keys.
+const BLOCK_SIZE_MULTIPLE: usize = 16;
+/// Context of the echo device where the options leave it open.
+const ECHO_MODEL_LEN: usize = 4096;
+
+/// An executor, and what the engine must know of it.
+pub struct EngineParts {
+    /// Runs the steps.
+    pub executor: Box<dyn Executor>,
+    /// Everything else.
+    pub facts: EngineFacts,
+}
+
+/// What an engine knows of its model and sizes.
+pub struct EngineFacts {
+    /// The model's text side.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Sizes that steps are planned with.
+    pub scheduler: SchedulerConfig,
+    /// What has been reserved.
+    pub memory: MemoryPlan,
+    /// What hosts may ask for.
+    pub info: ModelInfo,
+    /// Requests accepted and not ended, at most.
+    pub max_queued_requests: u64,
+    /// Tokens of one request that may wait for its consumer.
+    pub max_unread_tokens: usize,
+}
+
+/// A device name, understood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Device {
+    Cpu,
+    /// Returns the prompt; every step takes this long.
+    Echo(Duration),
+}
+
+impl Device {
+    /// `auto`, `cpu`, `cuda[:N[,N...]]`, `echo[:MICROSECONDS]`.
+    pub(super) fn parse(name: &str) -> Result<Device> {
+        let (kind, argument) = match name.split_once(':') {
+            Some((kind, argument)) => (kind, Some(argument)),
+            None => (name, None),
+        };
+        match (kind, argument) {
+            ("auto" | "cpu", None) => Ok(Device::Cpu),
+            ("echo", None) => Ok(Device::Echo(Duration::ZERO)),
+            ("echo", Some(micros)) => match micros.parse::<u32>() {
+                Ok(micros) => Ok(Device::Echo(Duration::from_micros(micros.into()))),
+                Err(_) => Err(Error::invalid_argument(format!(
+                    "device {name:?}: the part after echo: is the time of a step in microseconds"
+                ))),
+            },
+            ("cuda", _) => Err(Error::new(
+                Status::DeviceUnavailable,
+                format!("device {name:?}: this build has no CUDA backend; use \"cpu\" or \"auto\""),
+            )),
+            _ => Err(Error::invalid_argument(format!(
+                "device {name:?} is unknown; use auto, cpu, cuda, cuda:0, cuda:0,1 or echo"
+            ))),
+        }
+    }
+}
+
+/// Loads what `options` name.
+pub(super) fn load(options: &EngineOptions) -> Result<EngineParts> {
+    check(options)?;
+    match Device::parse(&options.device)? {
+        Device::Cpu => Err(Error::internal("no model yet")),
+        Device::Echo(step_time) => Ok(load_echo(options, step_time)),
+    }
+}
+
+/// Computes what [`load`] would reserve.
+pub(super) fn plan(options: &EngineOptions) -> Result<MemoryPlan> {
+    check(options)?;
+    match Device::parse(&options.device)? {
+        Device::Cpu => Err(Error::internal("no model yet")),
+        Device::Echo(_) => Ok(plan_echo(options)),
+    }
+}
+
+/// Refuses options that no model could make sense of.
+fn check(options: &EngineOptions) -> Result<()> {
+    let positive = [
+        ("max_num_sequences", options.max_num_sequences),
+        ("max_batched_tokens", options.max_batched_tokens),
+        ("max_queued_requests", options.max_queued_requests),
+        ("max_unread_tokens", options.max_unread_tokens),
+    ];
+    if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
+        return Err(Error::invalid_argument(format!("{name} is 0; it must be at least 1")));
+    }
+    let bounded = [
+        ("max_num_sequences", options.max_num_sequences, 1 << 16),
+        ("max_batched_tokens", options.max_batched_tokens, 1 << 20),
+        ("max_model_len", options.max_model_len, 1 << 24),
+        ("kv_block_size", options.kv_block_size, 1 << 12),
+        ("num_threads", options.num_threads, 1 << 10),
+    ];
+    if let Some((name, value, max)) = bounded.iter().find(|(_, value, max)| value > max) {
+        return Err(Error::invalid_argument(format!("{name} is {value}; it must be at most {max}")));
+    }
+    if !options.kv_block_size.is_multiple_of(BLOCK_SIZE_MULTIPLE) {
+        return Err(Error::invalid_argument(format!(
+            "kv_block_size is {}; it must be a multiple of {BLOCK_SIZE_MULTIPLE}",
+            options.kv_block_size
+        )));
+    }
+    if options.max_batched_tokens < options.max_num_sequences {
+        return Err(Error::invalid_argument(format!(
+            "max_batched_tokens is {} but max_num_sequences {}; a step must have room for one token of each",
+            options.max_batched_tokens, options.max_num_sequences
+        )));
+    }
+    Ok(())
+}
+
+/// The options' block size or the default.
+pub(super) fn block_size(options: &EngineOptions) -> usize {
+    if options.kv_block_size == 0 { DEFAULT_BLOCK_SIZE } else { options.kv_block_size }
+}
+
+/// The echo device counts one byte per token of its imaginary cache.
+fn plan_echo(options: &EngineOptions) -> MemoryPlan {
+    let block_size = block_size(options);
+    let wanted = if options.max_model_len == 0 { ECHO_MODEL_LEN } else { options.max_model_len };
+    let full = wanted.div_ceil(block_size).saturating_mul(options.max_num_sequences);
+    let num_blocks = match options.kv_cache_bytes {
+        0 => full,
+        bytes => usize::try_from(bytes).unwrap_or(usize::MAX) / block_size,
+    }
+    .clamp(1, u32::MAX as usize);
+    let kv_cache_bytes = num_blocks.saturating_mul(block_size) as u64;
+    MemoryPlan {
+        weights_bytes: 0,
+        kv_cache_bytes,
+        workspace_bytes: 0,
+        num_kv_blocks: num_blocks as u64,
+        kv_block_size: block_size as u64,
+        max_model_len: wanted.min(num_blocks.saturating_mul(block_size)) as u64,
+        available_bytes: 0,
+        fits: options.memory_limit_bytes == 0 || kv_cache_bytes <= options.memory_limit_bytes,
+    }
+}
+
+fn load_echo(options: &EngineOptions, step_time: Duration) -> EngineParts {
+    let tokenizer = Tokenizer::bytes();
+    let memory = plan_echo(options);
+    let eos_token = tokenizer.eos_tokens()[0];
+    let executor = EchoExecutor::new(options.max_num_sequences, eos_token, step_time);
+    EngineParts {
+        executor: Box::new(executor),
+        facts: EngineFacts::new(options, tokenizer, memory, "echo".to_owned()),
+    }
+}
+
+impl EngineFacts {
+    /// Facts of a model with `memory` reserved on `device`.
+    pub fn new(options: &EngineOptions, tokenizer: Tokenizer, memory: MemoryPlan, device: String) -> Self {
+        let scheduler = SchedulerConfig {
+            max_num_sequences: options.max_num_sequences,
+            max_batched_tokens: options.max_batched_tokens,
+            block_size: memory.kv_block_size as usize,
+            num_blocks: u32::try_from(memory.num_kv_blocks).unwrap_or(u32::MAX),
+        };
+        let info = ModelInfo {
+            vocab_size: tokenizer.vocab_size() as u32,
+            max_model_len: memory.max_model_len as u32,
+            eos_tokens: tokenizer.eos_tokens().to_vec(),
+            has_chat_template: tokenizer.has_chat_template(),
+            device,
+        };
+        Self {
+            tokenizer: Arc::new(tokenizer),
+            scheduler,
+            memory,
+            info,
+            max_queued_requests: options.max_queued_requests as u64,
+            max_unread_tokens: options.max_unread_tokens,
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The scheduler thread: the loop that turns commands into steps and steps into outcomes.
+//!
+//! Everything it waits for comes through one inbox. It does no text, no I/O and no device call.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use crate::backend::Sampled;
+use crate::config::LogLevel;
+use crate::engine::batch::StepPlan;
+use crate::engine::event::{FinishReason, RequestId};
+use crate::engine::output::OutputMessage;
+use crate::engine::scheduler::{Outcome, Scheduler};
+use crate::engine::sequence::{Micros, SequenceParams};
+use crate::engine::shared::Shared;
+use crate::engine::stream::RequestStream;
+use crate::engine::sync::Arc;
+use crate::engine::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use crate::engine::worker::panic_text;
+use crate::error::{Error, Status};
+
+/// What the scheduler thread can be told.
+pub(super) enum Message {
+    /// From a host thread: a request was accepted.
+    Enqueue(Box<SequenceParams>, Box<RequestStream>),
+    /// From a host thread, or for a queue that nobody reads: end it.
+    Cancel(RequestId),
+    /// From a queue: its consumer is behind (`true`) or has caught up.
+    SetPaused(RequestId, bool),
+    /// From the output thread: it has ended there.
+    Remove(RequestId),
+    /// From the worker: the oldest step's samples.
+    StepDone(Vec<Sampled>),
+    /// From the worker: the device or the executor is beyond use.
+    StepFailed(Error),
+    /// From a host thread: the engine closes.
+    Close,
+}
+
+/// The scheduler thread's world.
+pub(super) struct StepLoop {
+    pub(super) scheduler: Scheduler,
+    /// Steps that the worker may have at a time.
+    pub(super) pipeline_depth: usize,
+    pub(super) inbox: Receiver<Message>,
+    pub(super) worker: Sender<StepPlan>,
+    pub(super) output: Sender<OutputMessage>,
+    pub(super) shared: Arc<Shared>,
+    /// Zero of the engine's clock.
+    pub(super) epoch: Instant,
+}
+
+impl StepLoop {
+    /// Runs until the engine closes or fails, then ends what is left. A panic in here is a defect and ends the
+    /// engine, not the host.
+    pub(super) fn run(mut self) {
+        let error = catch_unwind(AssertUnwindSafe(|| self.run_steps())).unwrap_or_else(|payload| {
+            Error::internal(format!("the scheduler panicked: {}", panic_text(payload.as_ref())))
+        });
+        if error.status() != Status::Closed {
+            self.shared.logger.log(LogLevel::Error, format_args!("the engine ends: {error}"));
+        }
+        self.shut_down(error);
+    }
+
+    /// The step loop proper. Returns why it ended.
+    fn run_steps(&mut self) -> Error {
+        let mut outcomes = Vec::new();
+        loop {
+            if let Err(error) = self.drain_inbox(&mut outcomes) {
+                return error;
+            }
+            self.scheduler.expire(self.now(), &mut outcomes);
+            while self.scheduler.num_in_flight() < self.pipeline_depth
+                && let Some(plan) = self.scheduler.plan(&mut outcomes)
+            {
+                self.shared.count_step();
+                // A worker that is gone has said why in the inbox.
+                let _ = self.worker.send(plan);
+            }
+            self.publish(&mut outcomes);
+        }
+    }
+
+    /// Waits until there is something to do, then takes every message that is there.
+    fn drain_inbox(&mut self, outcomes: &mut Vec<Outcome>) -> Result<(), Error> {
+        let mut next = self.wait();
+        while let Some(message) = next {
+            self.take(message, outcomes)?;
+            next = self.inbox.try_recv().ok();
+        }
+        Ok(())
+    }
+
+    /// The next message; `None` where a deadline passed first.
+    fn wait(&self) -> Option<Message> {
+        let received = match self.scheduler.next_deadline() {
+            None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(deadline) => {
+                self.inbox.recv_timeout(Duration::from_micros(deadline.saturating_sub(self.now())))
+            }
+        };
+        match received {
+            Ok(message) => Some(message),
+            Err(RecvTimeoutError::Timeout) => None,
+            // Every sender is gone, the engine's handle included.
+            Err(RecvTimeoutError::Disconnected) => Some(Message::Close),
+        }
+    }
+
+    fn take(&mut self, message: Message, outcomes: &mut Vec<Outcome>) -> Result<(), Error> {
+        match message {
+            Message::Enqueue(params, stream) => {
+                self.send_output(OutputMessage::Open(stream));
+                self.scheduler.add(*params);
+            }
+            Message::Cancel(id) => {
+                if self.scheduler.remove(id) {
+                    outcomes.push(Outcome::Ended { id, reason: FinishReason::Cancelled });
+                }
+            }
+            Message::SetPaused(id, is_paused) => self.scheduler.set_paused(id, is_paused),
+            Message::Remove(id) => {
+                self.scheduler.remove(id);
+            }
+            Message::StepDone(sampled) => {
+                self.shared.count_outputs(sampled.len() as u64);
+                self.scheduler.commit(sampled, outcomes);
+            }
+            Message::StepFailed(error) => return Err(error),
+            Message::Close => return Err(Error::new(Status::Closed, "the engine was closed")),
+        }
+        Ok(())
+    }
+
+    /// Hands outcomes to the output thread and a snapshot to whoever asks for statistics.
+    fn publish(&mut self, outcomes: &mut Vec<Outcome>) {
+        if !outcomes.is_empty() {
+            self.send_output(OutputMessage::Outcomes(std::mem::take(outcomes)));
+        }
+        let counts = self.scheduler.counts();
+        if counts.num_running + counts.num_waiting == 0 {
+            let integrity = self.scheduler.check_integrity();
+            assert!(integrity.is_ok(), "{}", integrity.unwrap_err());
+        }
+        self.shared.set_counts(counts);
+    }
+
+    fn send_output(&self, message: OutputMessage) {
+        // The output thread outlives this one: it ends when this sender is dropped.
+        let _ = self.output.send(message);
+    }
+
+    /// Closes the door, then ends every request, those that came in before the door was shut included.
+    fn shut_down(self, error: Error) {
+        self.shared.close(error.clone());
+        while let Ok(message) = self.inbox.try_recv() {
+            if let Message::Enqueue(_, stream) = message {
+                self.send_output(OutputMessage::Open(stream));
+            }
+        }
+        self.send_output(OutputMessage::Close(error));
+    }
+
+    fn now(&self) -> Micros {
+        u64::try_from(self.epoch.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+}

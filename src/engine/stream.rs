@@ -1,0 +1,200 @@
+//! The host's end of one request: turns tokens into text and events.
+//!
+//! A stream is the right to emit a request's events. It lives in exactly one place at a time (the caller's
+//! stack, the command to the scheduler, the output thread), and emits the one terminal event when it is finished
+//! or, at the latest, when it is dropped. That is what makes the promise hold on every path.
+
+use std::time::Instant;
+
+use crate::backend::TokenLogprob;
+use crate::config::{LogLevel, Logger};
+use crate::engine::event::{Event, EventKind, FinishReason, Finished, Output, RequestId, Timings};
+use crate::engine::queue::{Pushed, Queue};
+use crate::engine::sync::Arc;
+use crate::engine::sync::atomic::{AtomicU64, Ordering};
+use crate::error::{Error, Status};
+use crate::token::{StopMatcher, StreamDecoder};
+
+/// A place in the bounded queue of accepted requests; dropping it frees the place.
+pub(super) struct Place {
+    num_taken: Arc<AtomicU64>,
+}
+
+impl Place {
+    /// Takes a place where fewer than `max` are taken.
+    pub(super) fn take(num_taken: &Arc<AtomicU64>, max: u64) -> Option<Place> {
+        num_taken
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| (taken < max).then_some(taken + 1))
+            .ok()
+            .map(|_| Place { num_taken: num_taken.clone() })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.num_taken.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// What a stream is made of.
+pub(super) struct StreamParams {
+    pub(super) id: RequestId,
+    pub(super) user_data: u64,
+    pub(super) queue: Queue,
+    pub(super) decoder: StreamDecoder,
+    pub(super) stops: Option<StopMatcher>,
+    /// Outputs before which stop strings do not count.
+    pub(super) min_tokens: u32,
+    pub(super) num_prompt_tokens: u32,
+    pub(super) enqueued_at: Instant,
+    pub(super) logger: Logger,
+}
+
+/// See the module's description.
+pub(super) struct RequestStream {
+    params: StreamParams,
+    /// Given up just before the terminal event, so that whoever sees that event finds the place free.
+    place: Option<Place>,
+    has_matched_stop: bool,
+    num_output_tokens: u32,
+    timings: Timings,
+    is_finished: bool,
+}
+
+/// What the engine must do after a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// Go on.
+    Accepted,
+    /// A stop string matched; the stream is finished.
+    Stopped,
+    /// Nobody reads the stream any more.
+    Abandoned,
+}
+
+impl RequestStream {
+    pub(super) fn new(params: StreamParams, place: Place) -> Self {
+        Self {
+            params,
+            place: Some(place),
+            has_matched_stop: false,
+            num_output_tokens: 0,
+            timings: Timings::default(),
+            is_finished: false,
+        }
+    }
+
+    pub(super) fn id(&self) -> RequestId {
+        self.params.id
+    }
+
+    /// The first step that runs the request has been planned.
+    pub(super) fn start(&mut self) {
+        self.timings.queued_us = self.elapsed_us();
+    }
+
+    /// Takes the next token. One that `is_stop` ends the request and produces no text.
+    pub(super) fn push_token(&mut self, token: u32, logprobs: Vec<TokenLogprob>, is_stop: bool) -> Taken {
+        self.num_output_tokens += 1;
+        if self.num_output_tokens == 1 {
+            self.timings.first_token_us = self.elapsed_us();
+        }
+        let mut text = String::new();
+        if !is_stop {
+            self.params.decoder.push(token, &mut text);
+            self.filter_stops(&mut text);
+        }
+        let logprobs = if logprobs.is_empty() { Vec::new() } else { vec![logprobs] };
+        let pushed = self.push_output(Output { token_ids: vec![token], text, logprobs });
+        if self.has_matched_stop {
+            self.emit_finished(FinishReason::Stop, None);
+            return Taken::Stopped;
+        }
+        match pushed {
+            Pushed::Accepted => Taken::Accepted,
+            Pushed::Abandoned => Taken::Abandoned,
+        }
+    }
+
+    /// Ends the stream: releases text that was held back, then emits the terminal event.
+    pub(super) fn finish(mut self, reason: FinishReason, error: Option<Error>) {
+        self.emit_finished(reason, error);
+    }
+
+    /// Gives the stream up without any event; for requests that were not accepted after all.
+    pub(super) fn disarm(mut self) {
+        self.is_finished = true;
+    }
+
+    /// Passes `text` through the stop strings.
+    fn filter_stops(&mut self, text: &mut String) {
+        if let Some(stops) = &mut self.params.stops
+            && self.num_output_tokens > self.params.min_tokens
+        {
+            let outcome = stops.push(text);
+            *text = outcome.emit;
+            self.has_matched_stop |= outcome.matched.is_some();
+        }
+    }
+
+    fn push_output(&self, output: Output) -> Pushed {
+        self.params.queue.push_output(self.params.id, self.params.user_data, output)
+    }
+
+    fn emit_finished(&mut self, reason: FinishReason, error: Option<Error>) {
+        if std::mem::replace(&mut self.is_finished, true) {
+            return;
+        }
+        if !self.has_matched_stop {
+            self.release_held_text();
+        }
+        self.place = None;
+        self.timings.total_us = self.elapsed_us();
+        let finished = Finished {
+            reason,
+            error,
+            num_prompt_tokens: self.params.num_prompt_tokens,
+            num_output_tokens: self.num_output_tokens,
+            timings: self.timings,
+        };
+        self.params.logger.log(
+            LogLevel::Debug,
+            format_args!(
+                "request {}: {reason:?} after {} tokens in {} us",
+                self.params.id, self.num_output_tokens, self.timings.total_us
+            ),
+        );
+        self.params.queue.push_event(Event {
+            request_id: self.params.id,
+            user_data: self.params.user_data,
+            kind: EventKind::Finished(finished),
+        });
+    }
+
+    /// Bytes that waited for the rest of a code point, then text that could have become a stop string.
+    fn release_held_text(&mut self) {
+        let mut text = String::new();
+        self.params.decoder.finish(&mut text);
+        self.filter_stops(&mut text);
+        if let (Some(stops), false) = (&mut self.params.stops, self.has_matched_stop) {
+            text.push_str(&stops.flush());
+        }
+        if !text.is_empty() {
+            // The terminal event follows at once, so there is nothing left to end.
+            let _ = self.push_output(Output { text, ..Output::default() });
+        }
+    }
+
+    fn elapsed_us(&self) -> u64 {
+        u64::try_from(self.params.enqueued_at.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Drop for RequestStream {
+    fn drop(&mut self) {
+        if !self.is_finished {
+            let error = Error::new(Status::Closed, "the engine stopped before the request ended");
+            self.emit_finished(FinishReason::Error, Some(error));
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! The synchronisation primitives that queues and shutdown are built on: the standard library's, or those of a
+//! model checker when the crate is compiled with `--cfg shuttle`.
+
+#[cfg(not(shuttle))]
+pub use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, Weak, atomic, mpsc};
+
+#[cfg(shuttle)]
+pub use shuttle::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, Weak, atomic, mpsc};
+
+use std::sync::PoisonError;
+
+/// Locks, whatever a thread that panicked did before: every critical section leaves its data valid.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
