@@ -290,7 +290,8 @@ pub extern "C" fn ifl_engine_poll(
 /// - error: receives the error where the call fails; may be NULL.
 ///
 /// Threads: any, at any time; does not wait.
-/// Errors: IFL_INVALID_HANDLE, IFL_FORKED. Since 0.1.0.
+/// Errors: IFL_INVALID_HANDLE, IFL_FORKED; IFL_CLOSED, or what ended the engine, once it has ended.
+/// Since 0.1.0.
 #[unsafe(no_mangle)]
 pub extern "C" fn ifl_engine_cancel(
     engine: *mut ifl_engine,
@@ -337,7 +338,7 @@ pub extern "C" fn ifl_engine_model_info(
 ) -> ifl_status {
     guard(error, |caller| {
         let out = caller.out_struct(info)?;
-        out.set((&ENGINES.get(engine)?.model_info()).into());
+        out.set(ENGINES.get(engine)?.model_info().into());
         Ok(())
     })
 }
@@ -357,7 +358,7 @@ pub extern "C" fn ifl_engine_eos_tokens(
 ) -> ifl_status {
     guard(error, |caller| {
         let out = caller.out(tokens, "tokens")?;
-        out.set_box(ifl_buffer::of_tokens(ENGINES.get(engine)?.model_info().eos_tokens));
+        out.set_box(ifl_buffer::of_tokens(ENGINES.get(engine)?.model_info().eos_tokens.clone()));
         Ok(())
     })
 }

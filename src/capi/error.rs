@@ -3,7 +3,7 @@
 use std::ffi::c_char;
 
 use super::ffi::{guard_value, terminated};
-use super::status::ifl_status;
+use super::status::{ifl_status, ifl_status_value, number};
 use crate::error::Error;
 
 /// What went wrong in one call: a status for the program and a message for a person. Owned by the caller, who
@@ -17,7 +17,7 @@ pub struct ifl_error {
 
 impl ifl_error {
     pub(super) fn new(error: Error) -> Self {
-        Self { status: error.status().into(), message: terminated(error.message()) }
+        Self { status: number(error.status()), message: terminated(error.message()) }
     }
 }
 
@@ -28,8 +28,8 @@ impl ifl_error {
 /// Threads: any, at any time. Errors: none. Since 0.1.0.
 #[unsafe(no_mangle)]
 pub extern "C" fn ifl_error_code(error: *const ifl_error) -> ifl_status {
-    guard_value(ifl_status::IFL_INTERNAL, |caller| {
-        caller.object(error).map_or(ifl_status::IFL_OK, |error| error.status)
+    guard_value(ifl_status_value::IFL_INTERNAL as ifl_status, |caller| {
+        caller.object(error).map_or(ifl_status_value::IFL_OK as ifl_status, |error| error.status)
     })
 }
 

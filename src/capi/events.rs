@@ -3,28 +3,38 @@
 use std::ffi::c_char;
 
 use super::ffi::{guard_value, terminated};
-use super::status::ifl_status;
+use super::status::{ifl_status, ifl_status_value, number};
 use crate::backend::TokenLogprob;
 use crate::engine::{Event, EventKind, FinishReason, Output};
 
-/// What an event says.
+/// What an event says, an ifl_event_kind_value.
+///
+/// Since 0.1.0.
+pub type ifl_event_kind = i32;
+
+/// Values of an ifl_event_kind.
 ///
 /// Since 0.1.0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(i32)]
-pub enum ifl_event_kind {
+#[repr(C)]
+pub enum ifl_event_kind_value {
     /// More output: tokens, text, log-probabilities.
     IFL_EVENT_OUTPUT = 1,
     /// The end of the request: reason, status, counts, timings. Nothing follows for this request.
     IFL_EVENT_FINISHED = 2,
 }
 
-/// Why a request ended.
+/// Why a request ended, an ifl_finish_reason_value.
+///
+/// Since 0.1.0.
+pub type ifl_finish_reason = i32;
+
+/// Values of an ifl_finish_reason.
 ///
 /// Since 0.1.0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(i32)]
-pub enum ifl_finish_reason {
+#[repr(C)]
+pub enum ifl_finish_reason_value {
     /// It has not ended; the value in output events.
     IFL_FINISH_NONE = 0,
     /// An end-of-sequence token, a stop token or a stop string.
@@ -125,9 +135,9 @@ impl ifl_events {
 
 fn convert(event: Event) -> (ifl_event, EventData) {
     let (kind, output, finished) = match event.kind {
-        EventKind::Output(output) => (ifl_event_kind::IFL_EVENT_OUTPUT, output, None),
+        EventKind::Output(output) => (ifl_event_kind_value::IFL_EVENT_OUTPUT as i32, output, None),
         EventKind::Finished(finished) => {
-            (ifl_event_kind::IFL_EVENT_FINISHED, Output::default(), Some(finished))
+            (ifl_event_kind_value::IFL_EVENT_FINISHED as i32, Output::default(), Some(finished))
         }
     };
     let error = finished.as_ref().and_then(|finished| finished.error.as_ref());
@@ -139,7 +149,7 @@ fn convert(event: Event) -> (ifl_event, EventData) {
         token_ids: output.token_ids,
         message: terminated(error.map_or("", |error| error.message())),
     };
-    let status = error.map_or(ifl_status::IFL_OK, |error| error.status().into());
+    let status = error.map_or(ifl_status_value::IFL_OK as i32, |error| number(error.status()));
     let finished = finished.as_ref();
     let timings = finished.map(|finished| finished.timings).unwrap_or_default();
     let view = ifl_event {
@@ -154,7 +164,7 @@ fn convert(event: Event) -> (ifl_event, EventData) {
         logprob_tokens: pointer(&data.logprob_tokens),
         logprobs: pointer(&data.logprobs),
         num_logprobs: num_logprobs as u64,
-        finish_reason: finished.map_or(ifl_finish_reason::IFL_FINISH_NONE, |finished| c_reason(finished.reason)),
+        finish_reason: finished.map_or(ifl_finish_reason_value::IFL_FINISH_NONE as i32, |finished| number_of_reason(finished.reason)),
         status,
         message: data.message.as_ptr().cast(),
         message_len: data.message.len() as u64 - 1,
@@ -167,14 +177,16 @@ fn convert(event: Event) -> (ifl_event, EventData) {
     (view, data)
 }
 
-fn c_reason(reason: FinishReason) -> ifl_finish_reason {
-    match reason {
-        FinishReason::Stop => ifl_finish_reason::IFL_FINISH_STOP,
-        FinishReason::Length => ifl_finish_reason::IFL_FINISH_LENGTH,
-        FinishReason::Cancelled => ifl_finish_reason::IFL_FINISH_CANCELLED,
-        FinishReason::Deadline => ifl_finish_reason::IFL_FINISH_DEADLINE,
-        FinishReason::Error => ifl_finish_reason::IFL_FINISH_ERROR,
-    }
+fn number_of_reason(reason: FinishReason) -> ifl_finish_reason {
+    use ifl_finish_reason_value::*;
+    let value = match reason {
+        FinishReason::Stop => IFL_FINISH_STOP,
+        FinishReason::Length => IFL_FINISH_LENGTH,
+        FinishReason::Cancelled => IFL_FINISH_CANCELLED,
+        FinishReason::Deadline => IFL_FINISH_DEADLINE,
+        FinishReason::Error => IFL_FINISH_ERROR,
+    };
+    value as ifl_finish_reason
 }
 
 /// Rows one after the other, each filled up to `width` with `filler`.
@@ -253,8 +265,8 @@ mod tests {
         assert_eq!(&*data.text, "a\0ß\0".as_bytes());
         assert_eq!(view.token_ids, data.token_ids.as_ptr());
         assert!(view.logprobs.is_null() && view.logprob_tokens.is_null());
-        assert_eq!(view.kind, ifl_event_kind::IFL_EVENT_OUTPUT);
-        assert_eq!((view.finish_reason, view.status), (ifl_finish_reason::IFL_FINISH_NONE, ifl_status::IFL_OK));
+        assert_eq!(view.kind, ifl_event_kind_value::IFL_EVENT_OUTPUT as i32);
+        assert_eq!((view.finish_reason, view.status), (ifl_finish_reason_value::IFL_FINISH_NONE as i32, ifl_status_value::IFL_OK as i32));
     }
 
     #[test]
@@ -279,9 +291,9 @@ mod tests {
         let event = Event { request_id: 1, user_data: 2, kind: EventKind::Finished(finished) };
         let events = ifl_events::new(vec![event]);
         let (view, data) = (&events.views[0], &events._data[0]);
-        assert_eq!(view.kind, ifl_event_kind::IFL_EVENT_FINISHED);
-        assert_eq!(view.finish_reason, ifl_finish_reason::IFL_FINISH_ERROR);
-        assert_eq!(view.status, ifl_status::IFL_NUMERIC_ERROR);
+        assert_eq!(view.kind, ifl_event_kind_value::IFL_EVENT_FINISHED as i32);
+        assert_eq!(view.finish_reason, ifl_finish_reason_value::IFL_FINISH_ERROR as i32);
+        assert_eq!(view.status, ifl_status_value::IFL_NUMERIC_ERROR as i32);
         assert_eq!((&*data.message, view.message_len), (b"NaN in row 3\0".as_slice(), 12));
         assert_eq!((&*data.text, view.text_len), (b"\0".as_slice(), 0));
         assert_eq!((view.num_prompt_tokens, view.num_output_tokens), (5, 6));

@@ -11,12 +11,13 @@ use std::ffi::{CStr, c_char, c_void};
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::sync::Once;
 use std::sync::atomic::{AtomicPtr, Ordering};
+use std::thread;
 
 use super::engine::{ifl_memory_plan, ifl_model_info, ifl_stats};
 use super::error::ifl_error;
 use super::options::{ifl_engine_options, ifl_log_callback, ifl_progress_callback};
 use super::request::ifl_request;
-use super::status::ifl_status;
+use super::status::{ifl_status, ifl_status_value, number};
 use crate::error::{Error, Result, Status};
 
 /// Length that stands for "up to the terminating NUL"; `IFL_NUL_TERMINATED` in the header.
@@ -84,9 +85,9 @@ pub(super) struct OutStruct<'c, T> {
 /// error object. Called only as the whole body of an exported function, which a test checks.
 pub(super) fn guard(error: *mut *mut ifl_error, body: impl FnOnce(&Caller) -> Result<()>) -> ifl_status {
     let Err(failure) = contain(|| body(&Caller(()))).and_then(|result| result) else {
-        return ifl_status::IFL_OK;
+        return ifl_status_value::IFL_OK as ifl_status;
     };
-    let status = ifl_status::from(failure.status());
+    let status = number(failure.status());
     if !error.is_null() && error.is_aligned() {
         let object = Box::into_raw(Box::new(ifl_error::new(failure)));
         // SAFETY: not NULL, aligned, and the caller passes it to have an error stored there.
@@ -372,11 +373,13 @@ fn contain<T>(body: impl FnOnce() -> T) -> Result<T> {
     })
 }
 
-/// Keeps panics inside a guard off the host's stderr, and notes where they were; others go where they went.
+/// Keeps panics that are contained, inside a guard and on the engine's threads, off the host's stderr and notes where
+/// they were. Others, which only a host that links this library into Rust code can have, go where they went.
 fn install_panic_hook() {
     let previous = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info: &PanicHookInfo<'_>| {
-        if GUARD_DEPTH.try_with(Cell::get).unwrap_or(0) == 0 {
+        let is_guarded = GUARD_DEPTH.try_with(Cell::get).is_ok_and(|depth| depth > 0);
+        if !is_guarded && !thread::current().name().is_some_and(|name| name.starts_with("ifl-")) {
             return previous(info);
         }
         let place = info.location().map_or_else(String::new, |at| format!(" at {}:{}", at.file(), at.line()));

@@ -10,12 +10,17 @@ use super::status::ifl_status;
 use crate::config::{DTypeChoice, EngineOptions, LogLevel, Logger};
 use crate::error::{Error, Result};
 
-/// Type that weights are kept in.
+/// Type that weights are kept in, an ifl_dtype_value.
+///
+/// Since 0.1.0.
+pub type ifl_dtype = i32;
+
+/// Values of an ifl_dtype.
 ///
 /// Since 0.1.0.
 #[derive(Clone, Copy)]
-#[repr(i32)]
-pub enum ifl_dtype {
+#[repr(C)]
+pub enum ifl_dtype_value {
     /// The device's own choice: bfloat16 on the CPU.
     IFL_DTYPE_AUTO = 0,
     /// IEEE single precision.
@@ -26,12 +31,17 @@ pub enum ifl_dtype {
     IFL_DTYPE_F16 = 3,
 }
 
-/// Severity of a log line.
+/// Severity of a log line, an ifl_log_level_value.
+///
+/// Since 0.1.0.
+pub type ifl_log_level = i32;
+
+/// Values of an ifl_log_level.
 ///
 /// Since 0.1.0.
 #[derive(Clone, Copy)]
-#[repr(i32)]
-pub enum ifl_log_level {
+#[repr(C)]
+pub enum ifl_log_level_value {
     /// Something failed.
     IFL_LOG_ERROR = 1,
     /// Something is off, but goes on.
@@ -45,7 +55,7 @@ pub enum ifl_log_level {
 /// Receives one log line, without a newline.
 ///
 /// - user_data: log_user_data of the options.
-/// - level: an ifl_log_level.
+/// - level: how severe.
 /// - message: UTF-8, NUL-terminated; valid during the call only.
 /// - message_len: its length in bytes without the NUL.
 ///
@@ -54,7 +64,7 @@ pub enum ifl_log_level {
 /// C++ exception, no unwinding may leave it. It is not called any more once ifl_engine_destroy has returned.
 /// Since 0.1.0.
 pub type ifl_log_callback =
-    Option<unsafe extern "C" fn(user_data: *mut c_void, level: i32, message: *const c_char, message_len: u64)>;
+    Option<unsafe extern "C" fn(user_data: *mut c_void, level: ifl_log_level, message: *const c_char, message_len: u64)>;
 
 /// Hears how far loading has come, and may abort it.
 ///
@@ -78,14 +88,14 @@ pub type ifl_progress_callback =
 pub struct ifl_engine_options {
     /// sizeof(ifl_engine_options).
     pub struct_size: u32,
-    /// Type to keep weights in, an ifl_dtype.
-    pub dtype: i32,
+    /// Type to keep weights in.
+    pub dtype: ifl_dtype,
     /// Path of a model directory in Hugging Face layout, or of a GGUF file; UTF-8. Not used by the device "echo".
     pub model: *const c_char,
     /// Length of model in bytes, or IFL_NUL_TERMINATED, the default.
     pub model_len: u64,
     /// "auto" (the default), "cpu", "cuda", "cuda:0", "cuda:0,1" (more than one: tensor parallel), or "echo", which
-    /// needs no model and answers with the prompt.
+    /// needs no model and answers with the prompt, byte for byte ("echo:1000": 1000 microseconds a step).
     pub device: *const c_char,
     /// Length of device in bytes, or IFL_NUL_TERMINATED, the default.
     pub device_len: u64,
@@ -108,8 +118,8 @@ pub struct ifl_engine_options {
     pub max_queued_requests: u32,
     /// Tokens of one request that may wait to be polled before that request is paused; default 1024.
     pub max_unread_tokens: u32,
-    /// Most detailed ifl_log_level to pass to log; default IFL_LOG_INFO.
-    pub log_level: i32,
+    /// Most detailed level to pass to log; default IFL_LOG_INFO.
+    pub log_level: ifl_log_level,
     /// Log sink; NULL: silence.
     pub log: ifl_log_callback,
     /// Passed to log.
@@ -127,7 +137,7 @@ impl Sized32 for ifl_engine_options {
     fn defaults() -> Self {
         Self {
             struct_size: size_of::<Self>() as u32,
-            dtype: ifl_dtype::IFL_DTYPE_AUTO as i32,
+            dtype: ifl_dtype_value::IFL_DTYPE_AUTO as i32,
             model: std::ptr::null(),
             model_len: NUL_TERMINATED,
             device: std::ptr::null(),
@@ -155,7 +165,7 @@ impl ifl_engine_options {
     pub(super) fn convert(&self, caller: &Caller) -> Result<EngineOptions> {
         let device = optional_text(caller, self.device, self.device_len, "ifl_engine_options.device")?;
         let model = optional_text(caller, self.model, self.model_len, "ifl_engine_options.model")?;
-        if model.is_none_or(str::is_empty) && device != Some("echo") {
+        if model.is_none_or(str::is_empty) && !device.is_some_and(|device| device.starts_with("echo")) {
             return Err(Error::invalid_argument(
                 "ifl_engine_options.model is not set; it names a model directory or a GGUF file",
             ));
@@ -188,11 +198,11 @@ impl ifl_engine_options {
     }
 
     fn dtype(&self) -> Result<DTypeChoice> {
-        const CHOICES: [(ifl_dtype, DTypeChoice); 4] = [
-            (ifl_dtype::IFL_DTYPE_AUTO, DTypeChoice::Auto),
-            (ifl_dtype::IFL_DTYPE_F32, DTypeChoice::F32),
-            (ifl_dtype::IFL_DTYPE_BF16, DTypeChoice::Bf16),
-            (ifl_dtype::IFL_DTYPE_F16, DTypeChoice::F16),
+        const CHOICES: [(ifl_dtype_value, DTypeChoice); 4] = [
+            (ifl_dtype_value::IFL_DTYPE_AUTO, DTypeChoice::Auto),
+            (ifl_dtype_value::IFL_DTYPE_F32, DTypeChoice::F32),
+            (ifl_dtype_value::IFL_DTYPE_BF16, DTypeChoice::Bf16),
+            (ifl_dtype_value::IFL_DTYPE_F16, DTypeChoice::F16),
         ];
         let choice = CHOICES.into_iter().find(|(number, _)| *number as i32 == self.dtype);
         choice.map(|(_, dtype)| dtype).ok_or_else(|| {
@@ -204,10 +214,10 @@ impl ifl_engine_options {
         const DEFAULT: i32 = 0;
         const LEVELS: [(i32, LogLevel); 5] = [
             (DEFAULT, LogLevel::Info),
-            (ifl_log_level::IFL_LOG_ERROR as i32, LogLevel::Error),
-            (ifl_log_level::IFL_LOG_WARN as i32, LogLevel::Warn),
-            (ifl_log_level::IFL_LOG_INFO as i32, LogLevel::Info),
-            (ifl_log_level::IFL_LOG_DEBUG as i32, LogLevel::Debug),
+            (ifl_log_level_value::IFL_LOG_ERROR as i32, LogLevel::Error),
+            (ifl_log_level_value::IFL_LOG_WARN as i32, LogLevel::Warn),
+            (ifl_log_level_value::IFL_LOG_INFO as i32, LogLevel::Info),
+            (ifl_log_level_value::IFL_LOG_DEBUG as i32, LogLevel::Debug),
         ];
         let (_, level) = LEVELS.into_iter().find(|(number, _)| *number == self.log_level).ok_or_else(|| {
             let message =

@@ -1,5 +1,6 @@
 //! `ifl_queue`: further completion queues, and what polling has in common.
 
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use super::engine::{ENGINES, ifl_engine};
@@ -84,7 +85,7 @@ pub extern "C" fn ifl_queue_fd(
 ) -> ifl_status {
     guard(error, |caller| {
         let out = caller.out(fd, "fd")?;
-        out.set(QUEUES.get(queue)?.fd()?);
+        out.set(QUEUES.get(queue)?.borrow_fd()?.as_raw_fd());
         Ok(())
     })
 }

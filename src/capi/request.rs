@@ -11,12 +11,17 @@ use crate::engine::{Prompt, Request};
 use crate::error::{Error, Result, Status};
 use crate::sample::SamplingParams;
 
-/// What the prompt of a request is.
+/// What the prompt of a request is, an ifl_prompt_kind_value.
+///
+/// Since 0.1.0.
+pub type ifl_prompt_kind = i32;
+
+/// Values of an ifl_prompt_kind.
 ///
 /// Since 0.1.0.
 #[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(i32)]
-pub enum ifl_prompt_kind {
+#[repr(C)]
+pub enum ifl_prompt_kind_value {
     /// prompt is text for the model to continue, as it stands.
     IFL_PROMPT_TEXT = 1,
     /// prompt is what a user says to a chat model; the model's chat template is put around it.
@@ -45,8 +50,8 @@ const NO_LOGPROBS: i32 = -1;
 pub struct ifl_request {
     /// sizeof(ifl_request).
     pub struct_size: u32,
-    /// What the prompt is, an ifl_prompt_kind; default IFL_PROMPT_TEXT.
-    pub prompt_kind: i32,
+    /// What the prompt is; default IFL_PROMPT_TEXT.
+    pub prompt_kind: ifl_prompt_kind,
     /// The prompt as text or JSON, UTF-8; NULL for IFL_PROMPT_TOKENS.
     pub prompt: *const c_char,
     /// Length of prompt in bytes, or IFL_NUL_TERMINATED, the default.
@@ -123,7 +128,7 @@ impl Sized32 for ifl_request {
     fn defaults() -> Self {
         Self {
             struct_size: size_of::<Self>() as u32,
-            prompt_kind: ifl_prompt_kind::IFL_PROMPT_TEXT as i32,
+            prompt_kind: ifl_prompt_kind_value::IFL_PROMPT_TEXT as i32,
             prompt: std::ptr::null(),
             prompt_len: NUL_TERMINATED,
             prompt_tokens: std::ptr::null(),
@@ -178,24 +183,24 @@ impl ifl_request {
     }
 
     fn prompt(&self, caller: &Caller) -> Result<Prompt> {
-        let is_kind = |kind: ifl_prompt_kind| self.prompt_kind == kind as i32;
-        if is_kind(ifl_prompt_kind::IFL_PROMPT_TOKENS) {
+        let is_kind = |kind: ifl_prompt_kind_value| self.prompt_kind == kind as i32;
+        if is_kind(ifl_prompt_kind_value::IFL_PROMPT_TOKENS) {
             let tokens =
                 copy(caller, self.prompt_tokens, self.num_prompt_tokens, "ifl_request.prompt_tokens")?;
             return Ok(Prompt::Tokens(tokens));
         }
         let text = || caller.text(self.prompt, self.prompt_len, "ifl_request.prompt");
-        if is_kind(ifl_prompt_kind::IFL_PROMPT_TEXT) {
+        if is_kind(ifl_prompt_kind_value::IFL_PROMPT_TEXT) {
             return Ok(Prompt::Text {
                 text: text()?.to_owned(),
                 add_special_tokens: flag(self.add_special_tokens, "add_special_tokens")?,
                 parse_special: flag(self.parse_special_tokens, "parse_special_tokens")?,
             });
         }
-        if is_kind(ifl_prompt_kind::IFL_PROMPT_CHAT) {
+        if is_kind(ifl_prompt_kind_value::IFL_PROMPT_CHAT) {
             return Ok(Prompt::Chat(text()?.to_owned()));
         }
-        if is_kind(ifl_prompt_kind::IFL_PROMPT_USER) {
+        if is_kind(ifl_prompt_kind_value::IFL_PROMPT_USER) {
             let messages = serde_json::json!([{ "role": "user", "content": text()? }]);
             return Ok(Prompt::Chat(messages.to_string()));
         }

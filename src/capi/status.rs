@@ -7,17 +7,21 @@ use std::sync::LazyLock;
 use super::ffi::guard_value;
 use crate::error::{Category, Status};
 
-/// Outcome of a call or of a request. 0 is success, so `if (status)` reads "if it failed".
+/// Outcome of a call or of a request, an ifl_status_value. 0 is success, so "if (status)" reads "if it failed".
 ///
-/// Numbers are never changed and never reused; a newer library may return numbers that this header does not
-/// list, so treat an unknown one by its category. 1 to 99 blame the call's arguments, 100 to 199 the model's
-/// files, 200 to 299 a shortage, 300 to 399 the device, 400 to 499 the state of the engine or the request, and 900
-/// and up a defect in the library.
+/// Since 0.1.0.
+pub type ifl_status = i32;
+
+/// Values of an ifl_status. Numbers are never changed and never reused. A newer library may return numbers that
+/// this header does not list; treat those by their category.
+///
+/// 1 to 99 blame the call's arguments, 100 to 199 the model's files, 200 to 299 a shortage, 300 to 399 the
+/// device, 400 to 499 the state of the engine or the request, and 900 and up a defect in the library.
 ///
 /// Since 0.1.0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(i32)]
-pub enum ifl_status {
+#[repr(C)]
+pub enum ifl_status_value {
     /// Success.
     IFL_OK = 0,
     /// An argument or a field has a value that is not allowed; the message names it.
@@ -70,12 +74,17 @@ pub enum ifl_status {
     IFL_INTERNAL = 900,
 }
 
-/// Who can do something about a status.
+/// Who can do something about a status, an ifl_category_value.
+///
+/// Since 0.1.0.
+pub type ifl_category = i32;
+
+/// Values of an ifl_category.
 ///
 /// Since 0.1.0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(i32)]
-pub enum ifl_category {
+#[repr(C)]
+pub enum ifl_category_value {
     /// Not an error.
     IFL_CATEGORY_NONE = 0,
     /// The call's arguments are wrong.
@@ -111,15 +120,8 @@ pub extern "C" fn ifl_status_name(status: i32) -> *const c_char {
 /// Threads: any, at any time. Errors: none. Since 0.1.0.
 #[unsafe(no_mangle)]
 pub extern "C" fn ifl_status_category(status: i32) -> ifl_category {
-    guard_value(ifl_category::IFL_CATEGORY_INTERNAL, |_| match known(status).map(Status::category) {
-        Some(Category::None) => ifl_category::IFL_CATEGORY_NONE,
-        Some(Category::Argument) => ifl_category::IFL_CATEGORY_ARGUMENT,
-        Some(Category::Model) => ifl_category::IFL_CATEGORY_MODEL,
-        Some(Category::Resource) => ifl_category::IFL_CATEGORY_RESOURCE,
-        Some(Category::Device) => ifl_category::IFL_CATEGORY_DEVICE,
-        Some(Category::Lifecycle) => ifl_category::IFL_CATEGORY_LIFECYCLE,
-        Some(Category::Internal) | None => ifl_category::IFL_CATEGORY_INTERNAL,
-    })
+    const UNKNOWN: ifl_category = ifl_category_value::IFL_CATEGORY_INTERNAL as ifl_category;
+    guard_value(UNKNOWN, |_| known(status).map_or(UNKNOWN, |status| number_of_category(status.category())))
 }
 
 /// 1 where the same call can succeed later without any change by the caller (after IFL_BUSY: once requests
@@ -143,35 +145,50 @@ fn known(number: i32) -> Option<Status> {
     Status::ALL.into_iter().find(|status| *status as i32 == number)
 }
 
-impl From<Status> for ifl_status {
-    fn from(status: Status) -> Self {
-        match status {
-            Status::Ok => Self::IFL_OK,
-            Status::InvalidArgument => Self::IFL_INVALID_ARGUMENT,
-            Status::InvalidHandle => Self::IFL_INVALID_HANDLE,
-            Status::InvalidStructSize => Self::IFL_INVALID_STRUCT_SIZE,
-            Status::InvalidUtf8 => Self::IFL_INVALID_UTF8,
-            Status::Unsupported => Self::IFL_UNSUPPORTED,
-            Status::PromptTooLong => Self::IFL_PROMPT_TOO_LONG,
-            Status::TemplateFailed => Self::IFL_TEMPLATE_FAILED,
-            Status::UnknownRequest => Self::IFL_UNKNOWN_REQUEST,
-            Status::ModelNotFound => Self::IFL_MODEL_NOT_FOUND,
-            Status::ModelIo => Self::IFL_MODEL_IO,
-            Status::ModelInvalid => Self::IFL_MODEL_INVALID,
-            Status::ModelUnsupported => Self::IFL_MODEL_UNSUPPORTED,
-            Status::Busy => Self::IFL_BUSY,
-            Status::OutOfMemory => Self::IFL_OUT_OF_MEMORY,
-            Status::DeviceOutOfMemory => Self::IFL_DEVICE_OUT_OF_MEMORY,
-            Status::MemoryLimit => Self::IFL_MEMORY_LIMIT,
-            Status::DeviceUnavailable => Self::IFL_DEVICE_UNAVAILABLE,
-            Status::DeviceLost => Self::IFL_DEVICE_LOST,
-            Status::Closed => Self::IFL_CLOSED,
-            Status::Forked => Self::IFL_FORKED,
-            Status::Aborted => Self::IFL_ABORTED,
-            Status::NumericError => Self::IFL_NUMERIC_ERROR,
-            Status::Internal => Self::IFL_INTERNAL,
-        }
-    }
+/// The number that stands for `status` in C.
+pub(super) fn number(status: Status) -> ifl_status {
+    use ifl_status_value::*;
+    let value = match status {
+        Status::Ok => IFL_OK,
+        Status::InvalidArgument => IFL_INVALID_ARGUMENT,
+        Status::InvalidHandle => IFL_INVALID_HANDLE,
+        Status::InvalidStructSize => IFL_INVALID_STRUCT_SIZE,
+        Status::InvalidUtf8 => IFL_INVALID_UTF8,
+        Status::Unsupported => IFL_UNSUPPORTED,
+        Status::PromptTooLong => IFL_PROMPT_TOO_LONG,
+        Status::TemplateFailed => IFL_TEMPLATE_FAILED,
+        Status::UnknownRequest => IFL_UNKNOWN_REQUEST,
+        Status::ModelNotFound => IFL_MODEL_NOT_FOUND,
+        Status::ModelIo => IFL_MODEL_IO,
+        Status::ModelInvalid => IFL_MODEL_INVALID,
+        Status::ModelUnsupported => IFL_MODEL_UNSUPPORTED,
+        Status::Busy => IFL_BUSY,
+        Status::OutOfMemory => IFL_OUT_OF_MEMORY,
+        Status::DeviceOutOfMemory => IFL_DEVICE_OUT_OF_MEMORY,
+        Status::MemoryLimit => IFL_MEMORY_LIMIT,
+        Status::DeviceUnavailable => IFL_DEVICE_UNAVAILABLE,
+        Status::DeviceLost => IFL_DEVICE_LOST,
+        Status::Closed => IFL_CLOSED,
+        Status::Forked => IFL_FORKED,
+        Status::Aborted => IFL_ABORTED,
+        Status::NumericError => IFL_NUMERIC_ERROR,
+        Status::Internal => IFL_INTERNAL,
+    };
+    value as ifl_status
+}
+
+fn number_of_category(category: Category) -> ifl_category {
+    use ifl_category_value::*;
+    let value = match category {
+        Category::None => IFL_CATEGORY_NONE,
+        Category::Argument => IFL_CATEGORY_ARGUMENT,
+        Category::Model => IFL_CATEGORY_MODEL,
+        Category::Resource => IFL_CATEGORY_RESOURCE,
+        Category::Device => IFL_CATEGORY_DEVICE,
+        Category::Lifecycle => IFL_CATEGORY_LIFECYCLE,
+        Category::Internal => IFL_CATEGORY_INTERNAL,
+    };
+    value as ifl_category
 }
 
 #[cfg(test)]
@@ -181,10 +198,7 @@ mod tests {
     #[test]
     fn numbers_are_those_of_the_engine() {
         for status in Status::ALL {
-            assert_eq!(ifl_status::from(status) as i32, status as i32, "{status:?}");
-            let name = format!("{:?}", ifl_status::from(status));
-            let expected = format!("{status:?}").to_uppercase();
-            assert_eq!(name.replace('_', ""), format!("IFL{expected}"));
+            assert_eq!(number(status), status as i32, "{status:?}");
         }
     }
 
@@ -192,12 +206,12 @@ mod tests {
     fn every_status_has_a_name_and_unknown_numbers_are_harmless() {
         for status in Status::ALL {
             assert_eq!(NAMES[&(status as i32)].to_str(), Ok(status.name()));
-            assert_eq!(ifl_status_category(status as i32) as i32, status.category() as i32);
+            assert_eq!(ifl_status_category(status as i32), status.category() as i32);
             assert_eq!(ifl_status_is_retryable(status as i32) == 1, status.is_retryable());
         }
         for number in [-1, 9, 99, 12345, i32::MIN, i32::MAX] {
             assert!(!ifl_status_name(number).is_null());
-            assert_eq!(ifl_status_category(number), ifl_category::IFL_CATEGORY_INTERNAL);
+            assert_eq!(ifl_status_category(number), ifl_category_value::IFL_CATEGORY_INTERNAL as i32);
             assert_eq!(ifl_status_is_retryable(number), 0);
         }
     }

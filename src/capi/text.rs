@@ -32,15 +32,18 @@ impl ifl_buffer {
     }
 }
 
-/// What ifl_tokenize, ifl_detokenize and ifl_apply_chat_template do besides their work; combine with |. Other bits
-/// must be 0.
+/// What ifl_tokenize, ifl_detokenize and ifl_apply_chat_template do besides their work: ifl_text_flags_value
+/// combined with |, or 0.
+///
+/// Since 0.1.0.
+pub type ifl_text_flags = u32;
+
+/// Bits of an ifl_text_flags.
 ///
 /// Since 0.1.0.
 #[derive(Clone, Copy)]
-#[repr(i32)]
-pub enum ifl_text_flags {
-    /// Nothing.
-    IFL_TEXT_DEFAULT = 0,
+#[repr(C)]
+pub enum ifl_text_flags_value {
     /// ifl_tokenize: add what the model expects around a text, such as a first token.
     IFL_TEXT_ADD_SPECIAL = 1,
     /// ifl_tokenize: the text may spell special tokens. Not for untrusted text.
@@ -51,13 +54,13 @@ pub enum ifl_text_flags {
     IFL_TEXT_GENERATION_PROMPT = 8,
 }
 
-use ifl_text_flags::{
+use ifl_text_flags_value::{
     IFL_TEXT_ADD_SPECIAL, IFL_TEXT_GENERATION_PROMPT, IFL_TEXT_PARSE_SPECIAL, IFL_TEXT_SKIP_SPECIAL,
 };
 
 /// Whether each of `known` is set in `flags`; no other bit may be.
-fn read_flags<const N: usize>(flags: u32, known: [ifl_text_flags; N]) -> Result<[bool; N]> {
-    let bits = known.map(|flag| flag as u32);
+fn read_flags<const N: usize>(flags: ifl_text_flags, known: [ifl_text_flags_value; N]) -> Result<[bool; N]> {
+    let bits = known.map(|flag| flag as ifl_text_flags);
     if flags & !bits.iter().fold(0, |all, bit| all | bit) != 0 {
         let message = format!("flags is {flags:#x}; only the bits of {bits:?} are allowed here");
         return Err(Error::invalid_argument(message));
@@ -81,7 +84,7 @@ pub extern "C" fn ifl_tokenize(
     engine: *mut ifl_engine,
     text: *const c_char,
     text_len: u64,
-    flags: u32,
+    flags: ifl_text_flags,
     tokens: *mut *mut ifl_buffer,
     error: *mut *mut ifl_error,
 ) -> ifl_status {
@@ -110,7 +113,7 @@ pub extern "C" fn ifl_detokenize(
     engine: *mut ifl_engine,
     tokens: *const u32,
     num_tokens: u64,
-    flags: u32,
+    flags: ifl_text_flags,
     text: *mut *mut ifl_buffer,
     error: *mut *mut ifl_error,
 ) -> ifl_status {
@@ -141,7 +144,7 @@ pub extern "C" fn ifl_apply_chat_template(
     engine: *mut ifl_engine,
     messages: *const c_char,
     messages_len: u64,
-    flags: u32,
+    flags: ifl_text_flags,
     text: *mut *mut ifl_buffer,
     error: *mut *mut ifl_error,
 ) -> ifl_status {
