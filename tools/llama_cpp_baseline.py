@@ -32,6 +32,7 @@ class Session:
     """A loaded model with a context for `num_sequences` sequences of `max_len` tokens each."""
 
     def __init__(self, model_path: str, num_sequences: int, max_len: int, num_threads: int, max_batch: int):
+        self.num_sequences = num_sequences
         self.model = llama_cpp.llama_model_load_from_file(
             model_path.encode(), llama_cpp.llama_model_default_params()
         )
@@ -48,9 +49,11 @@ class Session:
         self.vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
         self.batch = llama_cpp.llama_batch_init(max_batch, 0, 1)
 
-    def clear(self) -> None:
-        """Forgets all sequences."""
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
+    def cut(self, depth: int) -> None:
+        """Forgets every sequence's tokens from position `depth` on."""
+        memory = llama_cpp.llama_get_memory(self.context)
+        for sequence in range(self.num_sequences):
+            llama_cpp.llama_memory_seq_rm(memory, sequence, depth, -1)
 
     def run(self, rows: list[tuple[int, int, int, bool]]) -> list[int]:
         """Runs (sequence, position, token, wants_logits) rows; returns the best next token of those that want it."""
@@ -84,35 +87,40 @@ class Session:
         llama_cpp.llama_model_free(self.model)
 
 
-def measure(session: Session, prompts: list[list[int]], decode_len: int) -> tuple[float, float]:
-    """Seconds for one prompt (the fastest of them) and for `decode_len` steps of all sequences together."""
-    session.clear()
-    tokens, prompt_s = [], []
-    for sequence, prompt in enumerate(prompts):
-        start = time.perf_counter()
-        tokens.append(session.run_prompt(sequence, prompt))
-        prompt_s.append(time.perf_counter() - start)
-    depth = len(prompts[0])
+def time_prompt(session: Session, prompt: list[int]) -> float:
+    """Seconds for one prompt in an empty context."""
+    session.cut(0)
     start = time.perf_counter()
-    for position in range(depth, depth + decode_len):
+    session.run_prompt(0, prompt)
+    return time.perf_counter() - start
+
+
+def time_decode(session: Session, tokens: list[int], depth: int, num_steps: int) -> float:
+    """Seconds for `num_steps` steps of all sequences, which go on with `tokens` at position `depth`."""
+    session.cut(depth)
+    start = time.perf_counter()
+    for position in range(depth, depth + num_steps):
         tokens = session.run([(sequence, position, token, True) for sequence, token in enumerate(tokens)])
-    return min(prompt_s), time.perf_counter() - start
+    return time.perf_counter() - start
 
 
 def best_of(arguments: argparse.Namespace, num_sequences: int) -> tuple[float, float]:
-    """The least of each of the two times of `measure` over all runs."""
-    max_len = arguments.prompt_len + arguments.decode_len
-    max_batch = max(arguments.prompt_len, num_sequences)
-    session = Session(arguments.model, num_sequences, max_len, arguments.threads, max_batch)
+    """Least seconds, of all runs, of one prompt and of decoding `num_sequences` sequences."""
+    depth = arguments.prompt_len
+    max_batch = max(depth, num_sequences)
+    session = Session(
+        arguments.model, num_sequences, depth + arguments.decode_len, arguments.threads, max_batch
+    )
     generator = random.Random(0)
-    prompts = [
-        [generator.randrange(session.vocab_size) for _ in range(arguments.prompt_len)] for _ in range(num_sequences)
-    ]
-    # The first run also pages the weights in.
+    prompts = [[generator.randrange(session.vocab_size) for _ in range(depth)] for _ in range(num_sequences)]
+    # The first pass also pages the weights in.
     session.run_prompt(0, prompts[0][:16])
-    times = [measure(session, prompts, arguments.decode_len) for _ in range(arguments.runs)]
+    prompt_s = min(time_prompt(session, prompts[0]) for _ in range(arguments.runs))
+    session.cut(0)
+    tokens = [session.run_prompt(sequence, prompt) for sequence, prompt in enumerate(prompts)]
+    decode_s = min(time_decode(session, tokens, depth, arguments.decode_len) for _ in range(arguments.runs))
     session.close()
-    return min(prompt_s for prompt_s, _ in times), min(decode_s for _, decode_s in times)
+    return prompt_s, decode_s
 
 
 def cpu_name() -> str:
