@@ -25,7 +25,7 @@ mod worker;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-pub use create::EngineParts;
+pub use create::{EngineFacts, EngineParts};
 pub use event::{Event, EventKind, FinishReason, Finished, Output, RequestId, Timings};
 pub use info::{MemoryPlan, ModelInfo, Stats};
 pub use queue::Queue;
