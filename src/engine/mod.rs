@@ -9,6 +9,7 @@ pub mod echo;
 pub mod event;
 pub mod executor;
 pub mod info;
+mod model;
 mod output;
 pub mod queue;
 pub mod request;
@@ -24,7 +25,7 @@ mod worker;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-pub use create::EngineParts;
+pub use create::{EngineFacts, EngineParts};
 pub use event::{Event, EventKind, FinishReason, Finished, Output, RequestId, Timings};
 pub use info::{MemoryPlan, ModelInfo, Stats};
 pub use queue::Queue;
@@ -260,6 +261,7 @@ impl Inner {
             tokenizer: &self.parts.tokenizer,
             scheduler: &self.parts.scheduler,
             max_model_len: self.parts.info.max_model_len as usize,
+            vocab_size: self.parts.info.vocab_size as usize,
             epoch: self.epoch,
         }
     }
