@@ -8,9 +8,11 @@ use clap::Args;
 use inflight::format::{Checkpoint, TensorInfo};
 use inflight::model::load_spec;
 use inflight::model::spec::{ModelSpec, OutputHead, Positions, RopeScaling};
+use inflight::token::Tokenizer;
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
+use crate::flight::error_json;
 use crate::units::format_bytes;
 
 const EXAMPLES: &str = "\
@@ -54,11 +56,15 @@ pub fn run(args: &InspectArgs) -> Result<(), Failure> {
     }
     let tensors: Vec<&TensorInfo> =
         checkpoint.tensor_names().filter_map(|name| checkpoint.tensor(name)).collect();
+    let tokenizer = Tokenizer::load(&checkpoint);
     if args.json {
-        return Ok(writeln!(stdout, "{}", to_json(&spec, &tensors, args.tensors)?)?);
+        let mut object = to_json(&spec, &tensors, args.tensors)?;
+        object["tokenizer"] = tokenizer_json(&tokenizer);
+        return Ok(writeln!(stdout, "{object}")?);
     }
-    for (name, value) in architecture(&spec).into_iter().chain(weights(&tensors)) {
-        writeln!(stdout, "{name:<16}{value}")?;
+    let facts = [architecture(&spec), weights(&tensors), text(&tokenizer)].concat();
+    for (name, value) in facts {
+        writeln!(stdout, "{name:<17}{value}")?;
     }
     if args.tensors {
         writeln!(stdout, "\n{:<36}{:<10}{:>12}  shape", "tensor", "type", "size")?;
@@ -91,6 +97,31 @@ fn to_json(spec: &ModelSpec, tensors: &[&TensorInfo], list: bool) -> Result<Valu
         object["tensors"] = tensors.iter().map(entry).collect();
     }
     Ok(object)
+}
+
+/// What the tokenizer is; a model without a usable one can still be inspected.
+fn tokenizer_json(tokenizer: &inflight::Result<Tokenizer>) -> Value {
+    match tokenizer {
+        Ok(tokenizer) => json!({
+            "vocab_size": tokenizer.vocab_size(),
+            "eos_tokens": tokenizer.eos_tokens(),
+            "has_chat_template": tokenizer.has_chat_template(),
+        }),
+        Err(error) => json!({"error": error_json(error)}),
+    }
+}
+
+fn text(tokenizer: &inflight::Result<Tokenizer>) -> Vec<(&'static str, String)> {
+    let tokenizer = match tokenizer {
+        Ok(tokenizer) => tokenizer,
+        Err(error) => return vec![("tokenizer", error.to_string())],
+    };
+    let template = if tokenizer.has_chat_template() { "yes" } else { "none" };
+    vec![
+        ("tokens", tokenizer.vocab_size().to_string()),
+        ("end of sequence", format!("{:?}", tokenizer.eos_tokens())),
+        ("chat template", template.to_owned()),
+    ]
 }
 
 fn encoding_name(tensor: &TensorInfo) -> String {
