@@ -328,8 +328,8 @@ impl<R: Read> Parser<'_, R> {
             // What ggml defines beyond these: Q8_1, Q2_K, Q3_K, Q8_K, the IQ and TQ types, integers, doubles.
             9..=11 | 15..=29 | 34..=41 => {
                 return Err(self.unsupported(format!(
-                    "type {type_id} is not supported; requantise to Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, \
-                     Q6_K, F16, BF16 or F32"
+                    "type {type_id} is not supported; requantise to Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, \
+                     Q5_K, Q6_K, F16, BF16 or F32"
                 )));
             }
             _ => return Err(self.invalid(format!("unknown type {type_id}"))),
@@ -339,7 +339,7 @@ impl<R: Read> Parser<'_, R> {
     fn num_bytes(&self, shape: &[usize], encoding: Encoding) -> FormatResult<u64> {
         let (block_len, block_bytes) = (encoding.block_len(), encoding.block_bytes());
         let innermost = shape[shape.len() - 1];
-        if innermost % block_len != 0 {
+        if !innermost.is_multiple_of(block_len) {
             let message =
                 format!("{innermost} columns are no multiple of {encoding:?}'s block of {block_len}");
             return Err(self.invalid(message));

@@ -54,8 +54,8 @@ pub(super) fn read(path: &Path, budget: &mut u64) -> FormatResult<Index> {
 }
 
 /// The path of shard `name` of `directory`, which must not lead out of it: a plain file name, and where it is
-/// a link, one into the directory itself or into the `blobs` of the Hugging Face cache that the directory is a
-/// snapshot of (`<model>/snapshots/<revision>` beside `<model>/blobs`).
+/// a link, one into the directory itself or into the `blobs` of the Hugging Face cache that the directory is
+/// a snapshot of (`<model>/snapshots/<revision>` beside `<model>/blobs`).
 pub(super) fn resolve(directory: &Path, index_path: &Path, name: &str) -> FormatResult<PathBuf> {
     let escapes = || {
         let message = format!("shard {name:?} is not a file of the model directory");

@@ -2,6 +2,9 @@
 
 use std::path::Path;
 
+use proptest::collection::vec;
+use proptest::prelude::{ProptestConfig, any};
+
 use super::*;
 use crate::error::{Error, Status};
 use crate::format::tensor::Encoding;
@@ -254,11 +257,11 @@ fn truncation_at_every_byte_is_an_error() {
 }
 
 proptest::proptest! {
-    #![proptest_config(proptest::prelude::ProptestConfig { cases: 2000, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..Default::default() })]
 
     /// Whatever bytes change, the file opens with tensors that lie inside it or gives an error.
     #[test]
-    fn mutated_files_never_panic(edits in proptest::collection::vec((0usize..4096, proptest::prelude::any::<u8>()), 1..5)) {
+    fn mutated_files_never_panic(edits in vec((0usize..4096, any::<u8>()), 1..5)) {
         let mut bytes = file(HEADER, 28);
         for (at, byte) in edits {
             let at = at % bytes.len();
