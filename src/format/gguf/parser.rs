@@ -8,7 +8,7 @@ use std::path::Path;
 
 use crate::format::error::{FormatError, FormatResult};
 use crate::format::gguf::metadata::{Metadata, MetadataValue};
-use crate::format::tensor::{Encoding, TensorInfo, check_disjoint};
+use crate::format::tensor::{Encoding, MAX_NAME_BYTES, TensorInfo, check_disjoint};
 
 const MAGIC: [u8; 4] = *b"GGUF";
 const DEFAULT_ALIGNMENT: u64 = 32;
@@ -17,7 +17,6 @@ const MAX_DECODED_BYTES: u64 = 128 << 20;
 /// What a string or a table entry takes beside its characters, rounded up.
 const ENTRY_BYTES: u64 = 48;
 const MAX_KEY_BYTES: u64 = 65535;
-const MAX_NAME_BYTES: u64 = 1024;
 const MAX_DIMS: u32 = 4;
 
 /// What a file holds beside the tensors' data.
@@ -285,7 +284,7 @@ impl<R: Read> Parser<'_, R> {
         for index in 0..num_tensors {
             self.field = format!("tensor {index}");
             self.charge(4 * ENTRY_BYTES)?;
-            let name = self.string(MAX_NAME_BYTES)?;
+            let name = self.string(MAX_NAME_BYTES as u64)?;
             self.field = format!("tensor {name:?}");
             tensors.push(self.tensor(name)?);
         }

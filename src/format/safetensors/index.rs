@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 
-use super::header::charge;
+use super::header::{charge, check_name};
 use crate::format::error::{FormatError, FormatResult};
 use crate::format::tensor::SourceFile;
 
@@ -145,6 +145,8 @@ impl<'de> Visitor<'de> for WeightMapSeed<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Index, A::Error> {
         let mut index = Index::default();
         while let Some((tensor, shard)) = map.next_entry::<String, String>()? {
+            check_name(&tensor)?;
+            check_name(&shard)?;
             charge(self.budget, ENTRY_BYTES + (tensor.len() + 2 * shard.len()) as u64)?;
             let shard = index.shard_index(&shard);
             if index.weight_map.contains_key(&tensor) {

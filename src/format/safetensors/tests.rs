@@ -113,6 +113,10 @@ fn malformed_headers_are_refused() {
     let deep = format!("{{\"a\":{{\"shape\":{}{}}}}}", "[".repeat(200_000), "]".repeat(200_000));
     refused(&file(&deep, 0), "header");
     refused(&file(r#"{"__metadata__":{"format":1}}"#, 0), "expected text");
+    refused(&shard(&"n".repeat(1025)), "a name of 1025 bytes");
+    let dtype = format!(r#"{{"a":{{"dtype":"{}"}}}}"#, "F".repeat(1 << 20));
+    let error = Error::from(open(&file(&dtype, 0)).unwrap_err());
+    assert!(error.message().len() < 600, "a message of {} bytes", error.message().len());
     let mut not_utf8 = file("{\"a\":1}", 0);
     not_utf8[10] = 0xff;
     refused(&not_utf8, "header");
@@ -176,6 +180,9 @@ fn an_index_that_lies_is_refused() {
         shards_refused(with(json.as_bytes()).path(), "weight_map");
     }
     shards_refused(with(br#"{"weight_map":{},"weight_map":{}}"#).path(), "duplicate");
+    let long = "n".repeat(1025);
+    shards_refused(with(&index(&[(&long, "1.safetensors")])).path(), "a name of 1025 bytes");
+    shards_refused(with(&index(&[("a", &long)])).path(), "a name of 1025 bytes");
 
     let index = index(&[("a", "1.safetensors"), ("b", "copy.safetensors")]);
     let twice = directory(&[(INDEX_FILE, &index), ("1.safetensors", &a), ("copy.safetensors", &a)]);

@@ -39,9 +39,8 @@ impl Config {
         convert: impl FnOnce(&'a Value) -> Option<T>,
     ) -> ModelResult<Option<T>> {
         let convert = |value: &'a Value| {
-            let shown: String = value.to_string().chars().take(40).collect();
             convert(value).ok_or_else(|| {
-                ModelError::invalid(self.name(field), format!("must be {wanted}, but is {shown}"))
+                ModelError::invalid(self.name(field), format!("must be {wanted}, but is {value}"))
             })
         };
         self.get(field).map(convert).transpose()
