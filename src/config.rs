@@ -88,7 +88,8 @@ pub struct EngineOptions {
     pub dtype: DTypeChoice,
     /// Sequences that can be in one step. At least 1.
     pub max_num_sequences: usize,
-    /// Token budget of one step: decodes first, then chunks of prompts. At least 1.
+    /// Token budget of one step: decodes first, then chunks of prompts. Above
+    /// `max_num_sequences`.
     pub max_batched_tokens: usize,
     /// Longest prompt plus output, in tokens; 0: what the model was trained for.
     pub max_model_len: usize,

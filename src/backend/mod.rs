@@ -279,6 +279,11 @@ pub trait Backend: Send + 'static {
     /// Element type of activations and residuals for weights of `weights`.
     fn activation_dtype(&self, weights: DType) -> DType;
 
+    /// Bytes of memory that are free on the device now, where that can be known.
+    fn available_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// Bytes of workspace that the backend keeps for `limits`, beside tensors and cache.
     fn workspace_bytes(&self, limits: &BackendLimits) -> u64;
 

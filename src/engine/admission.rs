@@ -19,6 +19,7 @@ pub(super) struct Admission<'a> {
     pub(super) tokenizer: &'a Tokenizer,
     pub(super) scheduler: &'a SchedulerConfig,
     pub(super) max_model_len: usize,
+    pub(super) vocab_size: usize,
     pub(super) epoch: Instant,
 }
 
@@ -43,7 +44,7 @@ impl Admission<'_> {
             )));
         }
         let stop_tokens = self.stop_tokens(&request)?;
-        let vocab_size = self.tokenizer.vocab_size();
+        let vocab_size = self.vocab_size;
         let mut sampling =
             request.sampling.resolve(&self.tokenizer.generation_defaults(), vocab_size, &prompt)?;
         if request.min_tokens > 0 {
@@ -80,7 +81,7 @@ impl Admission<'_> {
         if tokens.is_empty() {
             return Err(Error::invalid_argument("the prompt is empty; it needs at least one token"));
         }
-        let vocab_size = self.tokenizer.vocab_size();
+        let vocab_size = self.vocab_size;
         match tokens.iter().position(|&token| token as usize >= vocab_size) {
             None => Ok(tokens),
             Some(index) => Err(Error::invalid_argument(format!(
@@ -111,7 +112,7 @@ impl Admission<'_> {
     }
 
     fn stop_tokens(&self, request: &Request) -> Result<Vec<u32>> {
-        let vocab_size = self.tokenizer.vocab_size();
+        let vocab_size = self.vocab_size;
         if request.stop_tokens.len() > MAX_STOP_TOKENS {
             return Err(Error::invalid_argument(format!(
                 "{} stop_tokens; at most {MAX_STOP_TOKENS} are allowed",

@@ -16,26 +16,19 @@ pub struct StepPlan {
 }
 
 /// Rows under construction, with the requests that sample.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct BatchBuilder {
     batch: Batch,
     sampling: Vec<RequestId>,
-    /// Slots that have a row.
-    taken: Vec<bool>,
 }
 
 impl BatchBuilder {
     pub(super) fn new() -> Self {
-        Self { batch: Batch::new(), ..Self::default() }
+        Self { batch: Batch::new(), sampling: Vec::new() }
     }
 
     pub(super) fn num_tokens(&self) -> usize {
         self.batch.num_tokens()
-    }
-
-    /// Whether the step has a row for `slot`.
-    pub(super) fn has_slot(&self, slot: Option<u32>) -> bool {
-        slot.is_some_and(|slot| self.taken.get(slot as usize) == Some(&true))
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -55,12 +48,7 @@ impl BatchBuilder {
             self.sampling.push(sequence.id);
             sequence.num_unread += 1;
         }
-        let slot = sequence.slot.expect("a row needs a slot");
-        if self.taken.len() <= slot as usize {
-            self.taken.resize(slot as usize + 1, false);
-        }
-        self.taken[slot as usize] = true;
-        batch.slots.push(slot);
+        batch.slots.push(sequence.slot.expect("a row needs a slot"));
         batch.tokens.extend((first..context_len).map(|index| sequence.token_at(index)));
         batch.query_starts.push(batch.tokens.len() as u32);
         batch.context_lens.push(context_len as u32);

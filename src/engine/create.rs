@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use crate::backend::cpu::Cpu;
 use crate::config::EngineOptions;
 use crate::engine::echo::EchoExecutor;
 use crate::engine::executor::Executor;
 use crate::engine::info::{MemoryPlan, ModelInfo};
+use crate::engine::model::{self, Target};
 use crate::engine::scheduler::SchedulerConfig;
 use crate::engine::sync::Arc;
 use crate::error::{Error, Result, Status};
@@ -81,7 +83,7 @@ impl Device {
 pub(super) fn load(options: &EngineOptions) -> Result<EngineParts> {
     check(options)?;
     match Device::parse(&options.device)? {
-        Device::Cpu => Err(Error::internal("no model yet")),
+        Device::Cpu => model::load(cpu_target(options)?, options),
         Device::Echo(step_time) => Ok(load_echo(options, step_time)),
     }
 }
@@ -90,9 +92,14 @@ pub(super) fn load(options: &EngineOptions) -> Result<EngineParts> {
 pub(super) fn plan(options: &EngineOptions) -> Result<MemoryPlan> {
     check(options)?;
     match Device::parse(&options.device)? {
-        Device::Cpu => Err(Error::internal("no model yet")),
+        Device::Cpu => model::plan(&cpu_target(options)?.backend, options),
         Device::Echo(_) => Ok(plan_echo(options)),
     }
+}
+
+fn cpu_target(options: &EngineOptions) -> Result<Target<Cpu>> {
+    let backend = Cpu::new(options.num_threads)?;
+    Ok(Target { backend, device: "cpu".to_owned(), pipeline_depth: 1 })
 }
 
 /// Refuses options that no model could make sense of.
@@ -122,9 +129,10 @@ fn check(options: &EngineOptions) -> Result<()> {
             options.kv_block_size
         )));
     }
-    if options.max_batched_tokens < options.max_num_sequences {
+    if options.max_batched_tokens <= options.max_num_sequences {
         return Err(Error::invalid_argument(format!(
-            "max_batched_tokens is {} but max_num_sequences {}; a step must have room for one token of each",
+            "max_batched_tokens is {} but max_num_sequences {}; a step must have room for one token of each and \
+             some of a prompt",
             options.max_batched_tokens, options.max_num_sequences
         )));
     }
@@ -162,17 +170,23 @@ fn plan_echo(options: &EngineOptions) -> MemoryPlan {
 fn load_echo(options: &EngineOptions, step_time: Duration) -> EngineParts {
     let tokenizer = Tokenizer::bytes();
     let memory = plan_echo(options);
-    let eos_token = tokenizer.eos_tokens()[0];
+    let (eos_token, vocab_size) = (tokenizer.eos_tokens()[0], tokenizer.vocab_size());
     let executor = EchoExecutor::new(options.max_num_sequences, eos_token, step_time);
     EngineParts {
         executor: Box::new(executor),
-        facts: EngineFacts::new(options, tokenizer, memory, "echo".to_owned()),
+        facts: EngineFacts::new(options, tokenizer, vocab_size, memory, "echo".to_owned()),
     }
 }
 
 impl EngineFacts {
-    /// Facts of a model with `memory` reserved on `device`.
-    pub fn new(options: &EngineOptions, tokenizer: Tokenizer, memory: MemoryPlan, device: String) -> Self {
+    /// Facts of a model whose logits have `vocab_size` entries, with `memory` reserved on `device`.
+    pub fn new(
+        options: &EngineOptions,
+        tokenizer: Tokenizer,
+        vocab_size: usize,
+        memory: MemoryPlan,
+        device: String,
+    ) -> Self {
         let scheduler = SchedulerConfig {
             max_num_sequences: options.max_num_sequences,
             max_batched_tokens: options.max_batched_tokens,
@@ -180,7 +194,7 @@ impl EngineFacts {
             num_blocks: u32::try_from(memory.num_kv_blocks).unwrap_or(u32::MAX),
         };
         let info = ModelInfo {
-            vocab_size: tokenizer.vocab_size() as u32,
+            vocab_size: vocab_size as u32,
             max_model_len: memory.max_model_len as u32,
             eos_tokens: tokenizer.eos_tokens().to_vec(),
             has_chat_template: tokenizer.has_chat_template(),

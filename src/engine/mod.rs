@@ -9,6 +9,7 @@ pub mod echo;
 pub mod event;
 pub mod executor;
 pub mod info;
+mod model;
 mod output;
 pub mod queue;
 pub mod request;
@@ -260,6 +261,7 @@ impl Inner {
             tokenizer: &self.parts.tokenizer,
             scheduler: &self.parts.scheduler,
             max_model_len: self.parts.info.max_model_len as usize,
+            vocab_size: self.parts.info.vocab_size as usize,
             epoch: self.epoch,
         }
     }

@@ -18,7 +18,7 @@ use crate::kv::pool::BlockPool;
 pub struct SchedulerConfig {
     /// Slots, and most rows of a step; at least 1.
     pub max_num_sequences: usize,
-    /// Most tokens of a step; at least `max_num_sequences`, so that decodes never crowd out the last prompt.
+    /// Most tokens of a step; above `max_num_sequences`, so that decodes always leave room for a prompt.
     pub max_batched_tokens: usize,
     /// Tokens in a KV block.
     pub block_size: usize,
@@ -96,7 +96,7 @@ pub struct Scheduler {
 impl Scheduler {
     /// A scheduler without requests.
     pub fn new(config: SchedulerConfig) -> Self {
-        assert!(config.max_num_sequences >= 1 && config.max_batched_tokens >= config.max_num_sequences);
+        assert!(config.max_num_sequences >= 1 && config.max_batched_tokens > config.max_num_sequences);
         assert!(config.block_size >= 1 && config.num_blocks >= 1);
         Self {
             config,
@@ -194,10 +194,10 @@ impl Scheduler {
     /// the rows then take their tokens from the device.
     pub fn plan(&mut self, outcomes: &mut Vec<Outcome>) -> Option<StepPlan> {
         self.reserve_blocks();
+        self.admit();
         let mut builder = BatchBuilder::new();
-        self.push_running(&mut builder, |sequence| sequence.num_remaining() == 1, outcomes);
-        self.push_running(&mut builder, |sequence| sequence.num_remaining() > 1, outcomes);
-        self.admit(&mut builder, outcomes);
+        self.push_rows(&mut builder, |sequence| sequence.num_remaining() == 1, outcomes);
+        self.push_rows(&mut builder, |sequence| sequence.num_remaining() > 1, outcomes);
         if builder.is_empty() {
             return None;
         }
@@ -298,8 +298,8 @@ impl Scheduler {
         }
     }
 
-    /// Adds rows of the running sequences that `selects` and the budget allow, in order of rank.
-    fn push_running(
+    /// Adds a row of every running sequence that `selects` takes, in order of rank, while the budget lasts.
+    fn push_rows(
         &mut self,
         builder: &mut BatchBuilder,
         selects: impl Fn(&Sequence) -> bool,
@@ -307,29 +307,51 @@ impl Scheduler {
     ) {
         for id in self.running.values() {
             let sequence = self.sequences.get_mut(id).expect("running");
-            if !sequence.is_paused && selects(sequence) && !builder.has_slot(sequence.slot) {
-                self.num_prompt_tokens += push_chunk(builder, sequence, &self.config, outcomes);
+            let num_tokens =
+                sequence.num_remaining().min(self.config.max_batched_tokens - builder.num_tokens());
+            if sequence.is_paused || num_tokens == 0 || !selects(sequence) {
+                continue;
             }
+            if !std::mem::replace(&mut sequence.has_started, true) {
+                outcomes.push(Outcome::Started { id: *id });
+            }
+            if !sequence.is_decoding() {
+                self.num_prompt_tokens += num_tokens as u64;
+            }
+            builder.push(sequence, num_tokens, self.config.block_size);
         }
     }
 
     /// Moves waiting sequences into the running set, in order of rank, while budget, slots and blocks last. The
     /// first that does not fit ends the line, so that small requests do not starve large ones.
-    fn admit(&mut self, builder: &mut BatchBuilder, outcomes: &mut Vec<Outcome>) {
+    fn admit(&mut self) {
+        let mut budget = self.config.max_batched_tokens;
+        let mut prompts = VecDeque::new();
+        for (&rank, id) in &self.running {
+            match &self.sequences[id] {
+                sequence if sequence.is_paused => {}
+                sequence if sequence.num_remaining() > 1 => {
+                    prompts.push_back((rank, sequence.num_remaining()))
+                }
+                sequence => budget -= sequence.num_remaining(),
+            }
+        }
         let mut next = self.waiting.first_key_value().map(|(&rank, &id)| (rank, id));
-        while let Some((rank, id)) = next
-            && builder.num_tokens() < self.config.max_batched_tokens
-        {
+        while let Some((rank, id)) = next {
+            // Prompts of higher rank that already run are served first.
+            while let Some((_, num_tokens)) = prompts.pop_front_if(|(running, _)| *running < rank) {
+                budget = budget.saturating_sub(num_tokens);
+            }
             let sequence = &self.sequences[&id];
+            let num_tokens = sequence.total_len();
             // A token that is still on the device must be known before the sequence is computed again.
             if !sequence.is_paused && sequence.num_unread == 0 {
-                let num_blocks = sequence.total_len().div_ceil(self.config.block_size);
-                if !self.make_room(rank, num_blocks, builder) {
+                let num_blocks = num_tokens.div_ceil(self.config.block_size);
+                if budget == 0 || !self.make_room(rank, num_blocks) {
                     break;
                 }
                 self.start(id, num_blocks);
-                let sequence = self.sequences.get_mut(&id).expect("just started");
-                self.num_prompt_tokens += push_chunk(builder, sequence, &self.config, outcomes);
+                budget = budget.saturating_sub(num_tokens);
             }
             next = self
                 .waiting
@@ -351,19 +373,19 @@ impl Scheduler {
     }
 
     /// Frees a slot and `num_blocks` blocks for a sequence of `rank` by preempting running sequences that are
-    /// paused or of strictly lower priority, and not in the step under construction. Preempts nothing where that
-    /// would not suffice.
-    fn make_room(&mut self, rank: Rank, num_blocks: usize, builder: &BatchBuilder) -> bool {
+    /// paused or of lower rank. Preempts nothing where that would not suffice.
+    fn make_room(&mut self, rank: Rank, num_blocks: usize) -> bool {
         let mut free_blocks = self.pool.num_free();
         let mut free_slots = self.free_slots.len();
         let mut victims = Vec::new();
         for wants_paused in [true, false] {
             for (victim_rank, &id) in self.running.iter().rev() {
                 let sequence = &self.sequences[&id];
-                let may_go =
-                    if sequence.is_paused { wants_paused } else { !wants_paused && victim_rank.0 > rank.0 };
-                if (free_slots == 0 || free_blocks < num_blocks) && may_go && !builder.has_slot(sequence.slot)
-                {
+                let may_go = match wants_paused {
+                    true => sequence.is_paused,
+                    false => !sequence.is_paused && *victim_rank > rank,
+                };
+                if (free_slots == 0 || free_blocks < num_blocks) && may_go {
                     victims.push(id);
                     free_blocks += sequence.blocks.len();
                     free_slots += 1;
@@ -418,26 +440,4 @@ impl Scheduler {
         }
         Ok(())
     }
-}
-
-/// Adds as much of the sequence's remaining tokens as budget and blocks allow; returns how many of them were
-/// known beforehand beyond the one of a decode, which is what statistics call prompt tokens.
-fn push_chunk(
-    builder: &mut BatchBuilder,
-    sequence: &mut Sequence,
-    config: &SchedulerConfig,
-    outcomes: &mut Vec<Outcome>,
-) -> u64 {
-    let budget = config.max_batched_tokens - builder.num_tokens();
-    let num_tokens = sequence.num_remaining().min(budget);
-    if num_tokens == 0 {
-        return 0;
-    }
-    if !std::mem::replace(&mut sequence.has_started, true) {
-        outcomes.push(Outcome::Started { id: sequence.id });
-    }
-    let is_decode =
-        sequence.num_computed + 1 == sequence.total_len() && sequence.num_computed >= sequence.prompt_len;
-    builder.push(sequence, num_tokens, config.block_size);
-    if is_decode { 0 } else { num_tokens as u64 }
 }

@@ -97,6 +97,11 @@ impl Sequence {
         self.total_len() - self.num_computed
     }
 
+    /// Whether the next token to run is one that was sampled last.
+    pub(super) fn is_decoding(&self) -> bool {
+        self.num_computed >= self.prompt_len && self.num_computed + 1 == self.total_len()
+    }
+
     /// Known output tokens.
     pub(super) fn num_output(&self) -> usize {
         self.tokens.len() - self.prompt_len

@@ -1,11 +1,17 @@
 //! The synchronisation primitives that queues and shutdown are built on: the standard library's, or those of a
-//! model checker when the crate is compiled with `--cfg shuttle`.
+//! model checker when the crate is compiled with the feature `shuttle`.
 
-#[cfg(not(shuttle))]
-pub use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, Weak, atomic, mpsc};
+#[cfg(not(feature = "shuttle"))]
+pub use std::{
+    sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, Weak, atomic, mpsc},
+    thread,
+};
 
-#[cfg(shuttle)]
-pub use shuttle::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, Weak, atomic, mpsc};
+#[cfg(feature = "shuttle")]
+pub use shuttle::{
+    sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, Weak, atomic, mpsc},
+    thread,
+};
 
 use std::sync::PoisonError;
 

@@ -1,7 +1,7 @@
 //! An engine's three threads.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread::{self, JoinHandle, ThreadId};
+use crate::engine::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use crate::engine::sync::thread::{self, JoinHandle, ThreadId};
 use std::time::Duration;
 
 use crate::error::{Error, Result, Status};

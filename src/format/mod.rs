@@ -1,26 +1,97 @@
 //! Checkpoint containers: safetensors directories and GGUF files. Bytes in, named tensors and metadata out;
 //! nothing here knows what a model is.
 
+pub mod error;
 pub mod gguf;
 pub mod safetensors;
+mod tensor;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
+
+pub use error::FormatError;
+pub use gguf::GgufFile;
+pub use safetensors::Directory;
+pub use tensor::{Encoding, TensorInfo, TensorTable};
+
+use error::FormatResult;
+use tensor::SourceFile;
 
 /// A model on disk.
 #[derive(Debug)]
 pub enum Checkpoint {
     /// A directory in Hugging Face layout.
-    Directory(PathBuf),
-    /// A GGUF file's metadata and tensors.
-    Gguf(gguf::Metadata),
+    Directory(Directory),
+    /// A GGUF file.
+    Gguf(GgufFile),
 }
 
 impl Checkpoint {
-    /// Opens a directory or a GGUF file; reads headers and metadata, no weights.
+    /// Opens a directory or a GGUF file; reads headers and metadata, no weights. A directory that holds one
+    /// GGUF file and no `config.json` or `model_spec.json` stands for that file.
+    ///
+    /// A directory without weights opens, because tokenizers and templates can be used without them;
+    /// [`Checkpoint::weights`] then fails.
     pub fn open(path: &Path) -> Result<Self> {
-        let _ = path;
-        Err(Error::internal("not there yet"))
+        Ok(Self::open_any(path)?)
     }
+
+    fn open_any(path: &Path) -> FormatResult<Self> {
+        let metadata = std::fs::metadata(path).map_err(|error| FormatError::io(path, error))?;
+        if metadata.is_dir() {
+            return match safetensors::lone_gguf(path)? {
+                Some(file) => Ok(Self::Gguf(GgufFile::open(&file)?)),
+                None => Ok(Self::Directory(Directory::open(path)?)),
+            };
+        }
+        let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+        match extension.to_ascii_lowercase().as_str() {
+            extension if safetensors::PICKLE_EXTENSIONS.contains(&extension) => {
+                Err(safetensors::pickle_refused(path))
+            }
+            "safetensors" => Err(FormatError::unsupported(
+                path,
+                "model path",
+                "give the directory that holds the file and its config.json",
+            )),
+            _ => Ok(Self::Gguf(GgufFile::open(path)?)),
+        }
+    }
+
+    /// The directory or file.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Directory(directory) => directory.path(),
+            Self::Gguf(file) => file.path(),
+        }
+    }
+
+    /// The table of tensors, or an error that says which files are missing.
+    pub fn weights(&self) -> Result<&TensorTable> {
+        match self {
+            Self::Directory(directory) => directory.weights(),
+            Self::Gguf(file) => Ok(file.tensors()),
+        }
+    }
+
+    /// The tensor of a name.
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.weights().ok()?.get(name)
+    }
+
+    /// Names of all tensors, sorted.
+    pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
+        self.weights().ok().into_iter().flat_map(TensorTable::names)
+    }
+
+    /// Fills `buffer` with the bytes of `tensor`, one of this checkpoint's, that start at byte `start` of it.
+    pub fn read(&self, tensor: &TensorInfo, start: u64, buffer: &mut [u8]) -> Result<()> {
+        Ok(self.weights()?.read(tensor, start, buffer)?)
+    }
+}
+
+/// Reads the file at `path`, which must not be larger than `max_bytes`.
+pub fn read_small_file(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
+    Ok(SourceFile::open(path)?.read_all(max_bytes)?)
 }

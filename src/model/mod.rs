@@ -1,6 +1,19 @@
 //! From a model directory to logits: the architecture as data, its weights, and the decoder that runs it.
 
+mod convert;
 pub mod decoder;
+pub mod error;
 pub mod families;
+pub mod memory;
+pub mod rope;
 pub mod spec;
+#[cfg(test)]
+mod tests;
+mod validate;
 pub mod weights;
+
+pub use decoder::{Decoder, DecoderConfig};
+pub use error::ModelError;
+pub use families::load_spec;
+pub use memory::{DecoderMemory, memory_plan};
+pub use spec::ModelSpec;

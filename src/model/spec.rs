@@ -4,6 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::backend::{self, AttentionShape};
+
 /// The architecture of a decoder-only transformer. Every field is an axis on which families differ.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -61,6 +63,15 @@ pub enum RopePairing {
     Half,
     /// Element `2 i` with `2 i + 1` (GGUF files of the Llama architecture, GPT-J).
     Interleaved,
+}
+
+impl From<RopePairing> for backend::RopePairing {
+    fn from(pairing: RopePairing) -> Self {
+        match pairing {
+            RopePairing::Half => Self::Half,
+            RopePairing::Interleaved => Self::Interleaved,
+        }
+    }
 }
 
 /// Stretching of RoPE's frequencies.
@@ -145,6 +156,31 @@ pub struct Heads {
     pub scale: f32,
 }
 
+impl Heads {
+    /// Heads with the usual scale, `1 / sqrt(head_dim)`; multi-head where `num_kv_heads` is not given.
+    pub fn scaled(num_heads: usize, num_kv_heads: Option<usize>, head_dim: usize) -> Self {
+        let num_kv_heads = num_kv_heads.unwrap_or(num_heads);
+        Self { num_heads, num_kv_heads, head_dim, scale: (1.0 / (head_dim as f64).sqrt()) as f32 }
+    }
+
+    /// Width of all query heads together.
+    pub fn query_width(&self) -> usize {
+        self.num_heads * self.head_dim
+    }
+
+    /// Width of all key heads together.
+    pub fn kv_width(&self) -> usize {
+        self.num_kv_heads * self.head_dim
+    }
+}
+
+impl From<Heads> for AttentionShape {
+    fn from(heads: Heads) -> Self {
+        let Heads { num_heads, num_kv_heads, head_dim, scale } = heads;
+        Self { num_heads, num_kv_heads, head_dim, scale }
+    }
+}
+
 /// The MLP of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
@@ -162,6 +198,14 @@ pub enum Mlp {
 pub enum Activation {
     /// `x * sigmoid(x)`.
     Silu,
+}
+
+impl From<Activation> for backend::Activation {
+    fn from(activation: Activation) -> Self {
+        match activation {
+            Activation::Silu => Self::Silu,
+        }
+    }
 }
 
 /// What turns the last hidden state into logits.
@@ -202,4 +246,24 @@ pub struct WeightNames {
     pub final_norm: String,
     /// Output head, `[vocab_size, hidden_size]`; unused where tied.
     pub head: String,
+}
+
+impl WeightNames {
+    /// Every field: its name, its value, and whether there is one such weight per layer.
+    pub(crate) fn fields(&self) -> [(&'static str, &str, bool); 12] {
+        [
+            ("embedding", &self.embedding, false),
+            ("attention_norm", &self.attention_norm, true),
+            ("query", &self.query, true),
+            ("key", &self.key, true),
+            ("value", &self.value, true),
+            ("attention_output", &self.attention_output, true),
+            ("mlp_norm", &self.mlp_norm, true),
+            ("gate", &self.gate, true),
+            ("up", &self.up, true),
+            ("down", &self.down, true),
+            ("final_norm", &self.final_norm, false),
+            ("head", &self.head, false),
+        ]
+    }
 }

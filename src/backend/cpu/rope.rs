@@ -1,0 +1,139 @@
+//! Rotary position embedding, and the write of keys and values to the cache.
+
+use half::{bf16, f16};
+
+use super::batch::LoadedBatch;
+use super::linear::Narrow;
+use super::simd::{Element, Isa, Kernel, Simd};
+use super::tensor::{KeyOrValue, KvCache, Tensor, head_offset};
+use super::threads::{Parts, Threads};
+use crate::backend::{AttentionShape, DType, KvLayout, RopePairing};
+
+/// One call's arguments; shapes and the batch are checked.
+pub(super) struct RopeAndWriteKv<'a> {
+    pub(super) batch: &'a LoadedBatch,
+    pub(super) qkv: &'a mut Tensor,
+    pub(super) table: &'a Tensor,
+    pub(super) pairing: RopePairing,
+    pub(super) shape: &'a AttentionShape,
+    pub(super) cache: &'a mut KvCache,
+    pub(super) layer: usize,
+}
+
+impl RopeAndWriteKv<'_> {
+    /// Rotates queries and keys in place and copies keys and values to the cache.
+    pub(super) fn run(self, threads: &mut Threads, isa: Isa) {
+        match self.cache.layout().dtype {
+            DType::F32 => self.run_cache::<f32>(threads, isa),
+            DType::F16 => self.run_cache::<f16>(threads, isa),
+            DType::Bf16 => self.run_cache::<bf16>(threads, isa),
+        }
+    }
+
+    /// One task is one head of all tokens: no two tasks write to the same place of the cache, even where a
+    /// faulty caller gave one block to two rows.
+    fn run_cache<E: Element>(self, threads: &mut Threads, isa: Isa) {
+        let layout = *self.cache.layout();
+        let heads = HeadTask {
+            batch: self.batch,
+            qkv: Parts::new(self.qkv.elements_mut::<f32>()),
+            table: self.table.elements::<f32>(),
+            rotary_dim: self.table.columns(),
+            pairing: self.pairing,
+            shape: self.shape,
+            cache: Parts::new(self.cache.elements_mut::<E>()),
+            layout,
+            layer: self.layer,
+            isa,
+        };
+        let num_heads = self.shape.num_heads + 2 * self.shape.num_kv_heads;
+        // Below about 4 K elements a parallel region costs more than it brings.
+        if self.batch.num_tokens() * self.shape.qkv_width() < 4096 {
+            (0..num_heads).for_each(|head| heads.run(head));
+        } else {
+            threads.run(num_heads, |head| heads.run(head));
+        }
+    }
+}
+
+/// What the tasks share.
+struct HeadTask<'a, E> {
+    batch: &'a LoadedBatch,
+    qkv: Parts<'a, f32>,
+    /// `[positions, rotary_dim]`: cosines, then sines.
+    table: &'a [f32],
+    rotary_dim: usize,
+    pairing: RopePairing,
+    shape: &'a AttentionShape,
+    cache: Parts<'a, E>,
+    layout: KvLayout,
+    layer: usize,
+    isa: Isa,
+}
+
+impl<E: Element> HeadTask<'_, E> {
+    /// Works on head `head` of a `qkv` row: the query heads come first, then the key heads, then the values'.
+    fn run(&self, head: usize) {
+        let AttentionShape { num_heads, num_kv_heads, head_dim, .. } = *self.shape;
+        let is_value = head >= num_heads + num_kv_heads;
+        let width = self.shape.qkv_width();
+        for row in &self.batch.rows {
+            for i in 0..row.num_tokens {
+                let position = row.first_position + i;
+                let start = (row.first_token + i) * width + head * head_dim;
+                // SAFETY: a head of a token belongs to one task.
+                let values = unsafe { self.qkv.slice(start..start + head_dim) };
+                if !is_value {
+                    let angles = &self.table[position * self.rotary_dim..(position + 1) * self.rotary_dim];
+                    self.rotate(&mut values[..self.rotary_dim], angles);
+                }
+                if head < num_heads {
+                    continue;
+                }
+                let block = self.batch.block(row, position, self.layout.block_size);
+                let (part, kv_head) = match is_value {
+                    false => (KeyOrValue::Key, head - num_heads),
+                    true => (KeyOrValue::Value, head - num_heads - num_kv_heads),
+                };
+                let start = head_offset(&self.layout, self.layer, block, part, kv_head)
+                    + position % self.layout.block_size * head_dim;
+                // SAFETY: keys or values of one head, in all blocks, belong to one task, and tasks run one
+                // token after the other.
+                let target = unsafe { self.cache.slice(start..start + head_dim) };
+                self.isa.run(Narrow { source: values, target });
+            }
+        }
+    }
+
+    fn rotate(&self, values: &mut [f32], angles: &[f32]) {
+        match self.pairing {
+            RopePairing::Half => self.isa.run(RotateHalves { values, angles }),
+            RopePairing::Interleaved => {
+                let (cosines, sines) = angles.split_at(angles.len() / 2);
+                for ((pair, cosine), sine) in values.chunks_exact_mut(2).zip(cosines).zip(sines) {
+                    let (a, b) = (pair[0], pair[1]);
+                    pair[0] = a * cosine - b * sine;
+                    pair[1] = b * cosine + a * sine;
+                }
+            }
+        }
+    }
+}
+
+/// Rotates element `i` with element `i + half`.
+struct RotateHalves<'a> {
+    values: &'a mut [f32],
+    angles: &'a [f32],
+}
+
+impl Kernel for RotateHalves<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, _simd: S) {
+        let half = self.angles.len() / 2;
+        let (cosines, sines) = self.angles.split_at(half);
+        let (first, second) = self.values.split_at_mut(half);
+        for (((a, b), cosine), sine) in first.iter_mut().zip(second).zip(cosines).zip(sines) {
+            (*a, *b) = (*a * cosine - *b * sine, *b * cosine + *a * sine);
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! A model directory or GGUF file on a backend: sizes first, then weights.
+
+use crate::backend::{Backend, BackendLimits, DType};
+use crate::config::{DTypeChoice, EngineOptions};
+use crate::engine::create::{EngineFacts, EngineParts, block_size};
+use crate::engine::executor::ModelExecutor;
+use crate::engine::info::MemoryPlan;
+use crate::error::{Error, Result, Status};
+use crate::format::Checkpoint;
+use crate::model::decoder::{Decoder, DecoderConfig};
+use crate::model::families::load_spec;
+use crate::model::memory::memory_plan;
+use crate::model::spec::ModelSpec;
+use crate::token::Tokenizer;
+
+/// A backend, and what the engine must know of it.
+pub(super) struct Target<B> {
+    pub(super) backend: B,
+    /// For people, and for [`crate::engine::ModelInfo`].
+    pub(super) device: String,
+    /// Steps that may be submitted before the first is collected.
+    pub(super) pipeline_depth: usize,
+}
+
+/// Loads the model that `options` name onto `target`.
+pub(super) fn load<B: Backend>(target: Target<B>, options: &EngineOptions) -> Result<EngineParts> {
+    let checkpoint = Checkpoint::open(&options.model)?;
+    let spec = load_spec(&checkpoint)?;
+    let Sizes { config, memory } = Sizes::choose(&target.backend, &spec, options)?;
+    if !memory.fits {
+        return Err(does_not_fit(&memory, options));
+    }
+    let tokenizer = Tokenizer::load(&checkpoint)?;
+    if tokenizer.vocab_size() > spec.vocab_size {
+        let (tokens, rows) = (tokenizer.vocab_size(), spec.vocab_size);
+        let message = format!("the tokenizer has {tokens} tokens, but the model's vocabulary {rows}");
+        return Err(Error::new(Status::ModelInvalid, message));
+    }
+    let decoder = Decoder::load(target.backend, &spec, &checkpoint, &config, options.progress.as_ref())?;
+    let executor = Box::new(ModelExecutor::new(decoder, target.pipeline_depth));
+    let facts = EngineFacts::new(options, tokenizer, spec.vocab_size, memory, target.device);
+    Ok(EngineParts { executor, facts })
+}
+
+/// What [`load`] would reserve.
+pub(super) fn plan<B: Backend>(backend: &B, options: &EngineOptions) -> Result<MemoryPlan> {
+    let spec = load_spec(&Checkpoint::open(&options.model)?)?;
+    Ok(Sizes::choose(backend, &spec, options)?.memory)
+}
+
+/// The sizes of a decoder and the memory that they take.
+struct Sizes {
+    config: DecoderConfig,
+    memory: MemoryPlan,
+}
+
+impl Sizes {
+    fn choose<B: Backend>(backend: &B, spec: &ModelSpec, options: &EngineOptions) -> Result<Sizes> {
+        if options.max_model_len > spec.max_positions {
+            return Err(Error::invalid_argument(format!(
+                "max_model_len is {} but the model was made for {} positions",
+                options.max_model_len, spec.max_positions
+            )));
+        }
+        let max_model_len =
+            if options.max_model_len == 0 { spec.max_positions } else { options.max_model_len };
+        let dtype = match options.dtype {
+            DTypeChoice::Auto | DTypeChoice::Bf16 => DType::Bf16,
+            DTypeChoice::F32 => DType::F32,
+            DTypeChoice::F16 => DType::F16,
+        };
+        let limits = BackendLimits {
+            max_tokens: options.max_batched_tokens,
+            max_slots: options.max_num_sequences,
+            vocab_size: spec.vocab_size,
+        };
+        let config = DecoderConfig {
+            weight_dtype: dtype,
+            kv_dtype: dtype,
+            num_kv_blocks: 1,
+            kv_block_size: block_size(options),
+            max_model_len,
+            limits,
+        };
+        let smallest = memory_plan(backend, spec, &config)?;
+        let available_bytes = backend.available_bytes().unwrap_or(0);
+        let budget = CacheBudget {
+            block_bytes: smallest.kv_cache_bytes,
+            other_bytes: smallest.total_bytes() - smallest.kv_cache_bytes,
+            full_blocks: (max_model_len.div_ceil(config.kv_block_size) as u64)
+                .saturating_mul(options.max_num_sequences as u64),
+            available_bytes,
+        };
+        let num_kv_blocks = budget.num_blocks(options);
+        let config = DecoderConfig { num_kv_blocks: num_kv_blocks as usize, ..config };
+        let chosen = memory_plan(backend, spec, &config)?;
+        let total_bytes = chosen.total_bytes();
+        let is_within = |limit: u64| limit == 0 || total_bytes <= limit;
+        let memory = MemoryPlan {
+            weights_bytes: chosen.weights_bytes,
+            kv_cache_bytes: chosen.kv_cache_bytes,
+            workspace_bytes: total_bytes - chosen.weights_bytes - chosen.kv_cache_bytes,
+            num_kv_blocks,
+            kv_block_size: config.kv_block_size as u64,
+            max_model_len: (max_model_len as u64).min(num_kv_blocks * config.kv_block_size as u64),
+            available_bytes,
+            fits: is_within(options.memory_limit_bytes) && is_within(available_bytes),
+        };
+        Ok(Sizes { config, memory })
+    }
+}
+
+/// What the size of the KV cache is chosen from.
+struct CacheBudget {
+    block_bytes: u64,
+    /// Everything but the cache.
+    other_bytes: u64,
+    /// Blocks that let every sequence use its whole context.
+    full_blocks: u64,
+    /// 0 where unknown.
+    available_bytes: u64,
+}
+
+impl CacheBudget {
+    /// The blocks asked for, or as many as can be of use within the limit, at least one. Without a limit the
+    /// cache takes at most a quarter of the memory that is free: the host wants to live too.
+    fn num_blocks(&self, options: &EngineOptions) -> u64 {
+        let num_blocks = if options.kv_cache_bytes > 0 {
+            options.kv_cache_bytes / self.block_bytes
+        } else if options.memory_limit_bytes > 0 {
+            let left = options.memory_limit_bytes.saturating_sub(self.other_bytes);
+            self.full_blocks.min(left / self.block_bytes)
+        } else if self.available_bytes > 0 {
+            self.full_blocks.min(self.available_bytes / 4 / self.block_bytes)
+        } else {
+            self.full_blocks
+        };
+        num_blocks.clamp(1, u64::from(u32::MAX))
+    }
+}
+
+fn does_not_fit(memory: &MemoryPlan, options: &EngineOptions) -> Error {
+    let MemoryPlan { weights_bytes, kv_cache_bytes, workspace_bytes, available_bytes, .. } = memory;
+    let (status, limit) = match options.memory_limit_bytes {
+        limit if limit > 0 && memory.total_bytes() > limit => {
+            (Status::MemoryLimit, format!("memory_limit_bytes {limit}"))
+        }
+        _ => (Status::OutOfMemory, format!("the {available_bytes} bytes that are free")),
+    };
+    Error::new(
+        status,
+        format!(
+            "weights ({weights_bytes} bytes), KV cache ({kv_cache_bytes}) and workspace ({workspace_bytes}) do not \
+             fit {limit}; lower kv_cache_bytes, max_num_sequences or max_batched_tokens, or use a smaller model"
+        ),
+    )
+}

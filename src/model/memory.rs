@@ -1,0 +1,180 @@
+//! What a decoder takes from its backend, by arithmetic alone.
+
+use crate::backend::{Backend, BackendLimits, DType, KvLayout};
+use crate::error::{Error, Result};
+use crate::model::decoder::DecoderConfig;
+use crate::model::spec::{ModelSpec, Positions};
+use crate::model::weights::Weights;
+
+/// Exact bytes that [`crate::model::Decoder::load`] takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DecoderMemory {
+    /// Weights.
+    pub weights_bytes: u64,
+    /// KV cache.
+    pub kv_cache_bytes: u64,
+    /// Activations and logits.
+    pub activations_bytes: u64,
+    /// Cosines and sines of all positions.
+    pub rope_table_bytes: u64,
+    /// The backend's own.
+    pub workspace_bytes: u64,
+}
+
+impl DecoderMemory {
+    /// Everything together.
+    pub fn total_bytes(&self) -> u64 {
+        let Self { weights_bytes, kv_cache_bytes, activations_bytes, rope_table_bytes, workspace_bytes } =
+            self;
+        weights_bytes + kv_cache_bytes + activations_bytes + rope_table_bytes + workspace_bytes
+    }
+}
+
+/// Bytes that a decoder of a validated spec takes; fails where a size in `config` is out of range.
+pub fn memory_plan<B: Backend>(
+    backend: &B,
+    spec: &ModelSpec,
+    config: &DecoderConfig,
+) -> Result<DecoderMemory> {
+    let too_large = |what: &str| Error::invalid_argument(format!("{what} overflows the size of memory"));
+    config.check(spec)?;
+    let kv_layout = config.kv_layout(spec);
+    let kv_cache_bytes = kv_layout
+        .block_bytes()
+        .and_then(|bytes| bytes.checked_mul(kv_layout.num_blocks as u64))
+        .ok_or_else(|| too_large("the number of KV blocks"))?;
+    let dtype = backend.activation_dtype(config.weight_dtype);
+    let activations_bytes = Activations::plan(spec, &config.limits, dtype)
+        .num_bytes()
+        .ok_or_else(|| too_large("the number of tokens or sequences in a batch"))?;
+    let memory = DecoderMemory {
+        weights_bytes: Weights::plan(spec, config.weight_dtype).num_bytes(),
+        kv_cache_bytes,
+        activations_bytes,
+        rope_table_bytes: rope_table(spec, config)
+            .num_bytes()
+            .ok_or_else(|| too_large("the longest context"))?,
+        workspace_bytes: backend.workspace_bytes(&config.limits),
+    };
+    [memory.kv_cache_bytes, memory.activations_bytes, memory.rope_table_bytes, memory.workspace_bytes]
+        .iter()
+        .try_fold(memory.weights_bytes, |sum, &bytes| sum.checked_add(bytes))
+        .ok_or_else(|| too_large("the total"))?;
+    Ok(memory)
+}
+
+/// Shape of a buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct BufferShape {
+    pub(super) dtype: DType,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+}
+
+impl BufferShape {
+    fn num_bytes(&self) -> Option<u64> {
+        let elements = (self.rows as u64).checked_mul(self.columns as u64)?;
+        elements.checked_mul(self.dtype.size_bytes() as u64)
+    }
+}
+
+/// The table of cosines and sines, `[max_model_len, rotary_dim]`.
+pub(super) fn rope_table(spec: &ModelSpec, config: &DecoderConfig) -> BufferShape {
+    let Positions::Rope { rotary_dim, .. } = spec.positions;
+    BufferShape { dtype: DType::F32, rows: config.max_model_len, columns: rotary_dim }
+}
+
+/// Buffers between operations, one row per token: shapes before loading, tensors after it.
+#[derive(Debug)]
+pub(super) struct Activations<T> {
+    /// Residual stream, `[tokens, hidden_size]`.
+    pub(super) residual: T,
+    /// Normalised residual, `[tokens, hidden_size]`.
+    pub(super) normed: T,
+    /// Fused queries, keys and values, `[tokens, (num_heads + 2 * num_kv_heads) * head_dim]`.
+    pub(super) qkv: T,
+    /// Output of attention before its projection, `[tokens, num_heads * head_dim]`.
+    pub(super) attention: T,
+    /// Gate and up, `[tokens, 2 * intermediate_size]`.
+    pub(super) gate_up: T,
+    /// Gated activation, `[tokens, intermediate_size]`.
+    pub(super) gated: T,
+    /// What a block adds to the residual, `[tokens, hidden_size]`.
+    pub(super) delta: T,
+    /// Logits in f32, `[slots, vocab_size]`.
+    pub(super) logits: T,
+}
+
+impl Activations<BufferShape> {
+    pub(super) fn plan(spec: &ModelSpec, limits: &BackendLimits, dtype: DType) -> Self {
+        let tokens = |columns| BufferShape { dtype, rows: limits.max_tokens, columns };
+        let heads = &spec.heads;
+        Self {
+            residual: tokens(spec.hidden_size),
+            normed: tokens(spec.hidden_size),
+            qkv: tokens(heads.query_width() + 2 * heads.kv_width()),
+            attention: tokens(heads.query_width()),
+            gate_up: tokens(2 * spec.intermediate_size),
+            gated: tokens(spec.intermediate_size),
+            delta: tokens(spec.hidden_size),
+            logits: BufferShape { dtype: DType::F32, rows: limits.max_slots, columns: spec.vocab_size },
+        }
+    }
+
+    fn num_bytes(&self) -> Option<u64> {
+        let Self { residual, normed, qkv, attention, gate_up, gated, delta, logits } = self;
+        [residual, normed, qkv, attention, gate_up, gated, delta, logits]
+            .into_iter()
+            .try_fold(0u64, |sum, shape| sum.checked_add(shape.num_bytes()?))
+    }
+
+    /// The buffers that `alloc` makes of the shapes.
+    pub(super) fn try_map<U, E>(
+        self,
+        mut alloc: impl FnMut(BufferShape) -> Result<U, E>,
+    ) -> Result<Activations<U>, E> {
+        Ok(Activations {
+            residual: alloc(self.residual)?,
+            normed: alloc(self.normed)?,
+            qkv: alloc(self.qkv)?,
+            attention: alloc(self.attention)?,
+            gate_up: alloc(self.gate_up)?,
+            gated: alloc(self.gated)?,
+            delta: alloc(self.delta)?,
+            logits: alloc(self.logits)?,
+        })
+    }
+}
+
+impl DecoderConfig {
+    /// Shape of the KV cache for `spec`.
+    pub fn kv_layout(&self, spec: &ModelSpec) -> KvLayout {
+        KvLayout {
+            num_layers: spec.num_layers,
+            num_blocks: self.num_kv_blocks,
+            block_size: self.kv_block_size,
+            num_kv_heads: spec.heads.num_kv_heads,
+            head_dim: spec.heads.head_dim,
+            dtype: self.kv_dtype,
+        }
+    }
+
+    /// Refuses sizes of zero and a vocabulary that is not the model's.
+    pub(super) fn check(&self, spec: &ModelSpec) -> Result<()> {
+        let sizes = [
+            ("the number of KV blocks", self.num_kv_blocks),
+            ("the size of a KV block", self.kv_block_size),
+            ("the longest context", self.max_model_len),
+            ("the number of tokens in a batch", self.limits.max_tokens),
+            ("the number of sequences in a batch", self.limits.max_slots),
+        ];
+        if let Some((what, _)) = sizes.iter().find(|(_, size)| *size == 0) {
+            return Err(Error::invalid_argument(format!("{what} must be at least 1")));
+        }
+        if self.limits.vocab_size != spec.vocab_size {
+            let (limit, vocab) = (self.limits.vocab_size, spec.vocab_size);
+            return Err(Error::internal(format!("limits for {limit} tokens, but the model has {vocab}")));
+        }
+        Ok(())
+    }
+}

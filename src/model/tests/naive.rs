@@ -1,0 +1,286 @@
+//! A backend of plain loops in f32 that counts what it allocates. Slow, and easy to believe.
+
+use crate::backend::{
+    Activation, AttentionShape, Backend, BackendError, BackendLimits, BackendResult, Batch, DType, KvLayout,
+    RopePairing, Sampled, SlotState,
+};
+use crate::quant;
+
+/// What [`Naive::workspace_bytes`] claims per slot, so that a plan that forgets it differs.
+const SLOT_BYTES: u64 = 24;
+
+/// The backend.
+#[derive(Default)]
+pub(super) struct Naive {
+    /// Bytes of tensors, caches and workspace so far.
+    pub(super) allocated_bytes: u64,
+    /// Fails the allocation that would pass this many bytes.
+    pub(super) memory_limit: Option<u64>,
+    batch: Batch,
+    collected: Vec<Vec<Sampled>>,
+}
+
+/// `[rows, columns]`; poisoned with NaN until written.
+pub(super) struct Tensor {
+    dtype: DType,
+    columns: usize,
+    data: Vec<f32>,
+}
+
+impl Tensor {
+    fn row(&self, row: usize) -> &[f32] {
+        &self.data[row * self.columns..][..self.columns]
+    }
+
+    fn row_mut(&mut self, row: usize) -> &mut [f32] {
+        &mut self.data[row * self.columns..][..self.columns]
+    }
+}
+
+/// Keys or values of `[layer][block][k|v][kv_head][token][head_dim]`.
+pub(super) struct Cache {
+    layout: KvLayout,
+    data: Vec<f32>,
+}
+
+impl Cache {
+    fn at(&self, layer: usize, block: usize, part: usize, head: usize, token: usize) -> usize {
+        let KvLayout { num_blocks, num_kv_heads, block_size, head_dim, .. } = self.layout;
+        ((((layer * num_blocks + block) * 2 + part) * num_kv_heads + head) * block_size + token) * head_dim
+    }
+}
+
+fn dot(left: &[f32], right: &[f32]) -> f32 {
+    left.iter().zip(right).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() as f32
+}
+
+impl Naive {
+    fn take(&mut self, what: &str, bytes: u64) -> BackendResult<()> {
+        if self.memory_limit.is_some_and(|limit| self.allocated_bytes + bytes > limit) {
+            return Err(BackendError::OutOfMemory { what: what.to_owned(), bytes });
+        }
+        self.allocated_bytes += bytes;
+        Ok(())
+    }
+
+    /// Position and blocks of every token of the batch.
+    fn places(&self) -> Vec<(usize, Vec<u32>)> {
+        let batch = &self.batch;
+        let rows = 0..batch.num_rows();
+        rows.flat_map(|row| {
+            let positions = batch.first_position(row)..batch.context_lens[row] as usize;
+            positions.map(move |position| (position, batch.blocks(row).to_vec()))
+        })
+        .collect()
+    }
+}
+
+impl Backend for Naive {
+    type Tensor = Tensor;
+    type KvCache = Cache;
+
+    fn activation_dtype(&self, _weights: DType) -> DType {
+        DType::F32
+    }
+
+    fn workspace_bytes(&self, limits: &BackendLimits) -> u64 {
+        limits.max_slots as u64 * SLOT_BYTES
+    }
+
+    fn reserve(&mut self, limits: &BackendLimits) -> BackendResult<()> {
+        self.take("workspace", limits.max_slots as u64 * SLOT_BYTES)
+    }
+
+    fn alloc(&mut self, dtype: DType, rows: usize, columns: usize) -> BackendResult<Tensor> {
+        self.take("a tensor", (rows * columns * dtype.size_bytes()) as u64)?;
+        Ok(Tensor { dtype, columns, data: vec![f32::NAN; rows * columns] })
+    }
+
+    fn write_rows(&mut self, tensor: &mut Tensor, first_row: usize, bytes: &[u8]) -> BackendResult<()> {
+        let out = &mut tensor.data[first_row * tensor.columns..][..bytes.len() / tensor.dtype.size_bytes()];
+        match tensor.dtype {
+            DType::F32 => quant::decode_f32(bytes, out),
+            DType::F16 => quant::decode_f16(bytes, out),
+            DType::Bf16 => quant::decode_bf16(bytes, out),
+        }
+        Ok(())
+    }
+
+    fn read_rows(&mut self, tensor: &Tensor, rows: usize) -> BackendResult<Vec<f32>> {
+        Ok(tensor.data[..rows * tensor.columns].to_vec())
+    }
+
+    fn alloc_kv_cache(&mut self, layout: &KvLayout) -> BackendResult<Cache> {
+        let bytes = layout.block_bytes().unwrap() * layout.num_blocks as u64;
+        self.take("the KV cache", bytes)?;
+        Ok(Cache { layout: *layout, data: vec![f32::NAN; bytes as usize / layout.dtype.size_bytes()] })
+    }
+
+    fn reset_slot(&mut self, _slot: u32, _state: &SlotState) -> BackendResult<()> {
+        Ok(())
+    }
+
+    fn load_batch(&mut self, batch: &Batch) -> BackendResult<()> {
+        self.batch = batch.clone();
+        Ok(())
+    }
+
+    fn embed(&mut self, table: &Tensor, out: &mut Tensor) -> BackendResult<()> {
+        for (index, &token) in self.batch.tokens.iter().enumerate() {
+            out.row_mut(index).copy_from_slice(table.row(token as usize));
+        }
+        Ok(())
+    }
+
+    fn add_rms_norm(
+        &mut self,
+        residual: &mut Tensor,
+        delta: Option<&Tensor>,
+        weight: &Tensor,
+        epsilon: f32,
+        out: &mut Tensor,
+        rows: usize,
+    ) -> BackendResult<()> {
+        for row in 0..rows {
+            if let Some(delta) = delta {
+                let sum: Vec<f32> =
+                    residual.row(row).iter().zip(delta.row(row)).map(|(a, b)| a + b).collect();
+                residual.row_mut(row).copy_from_slice(&sum);
+            }
+            let values = residual.row(row);
+            let scale = 1.0 / (dot(values, values) / values.len() as f32 + epsilon).sqrt();
+            for (column, element) in out.row_mut(row).iter_mut().enumerate() {
+                *element = values[column] * scale * weight.data[column];
+            }
+        }
+        Ok(())
+    }
+
+    fn linear(
+        &mut self,
+        input: &Tensor,
+        weight: &Tensor,
+        out: &mut Tensor,
+        rows: usize,
+    ) -> BackendResult<()> {
+        assert_eq!((input.columns, out.columns * input.columns), (weight.columns, weight.data.len()));
+        for row in 0..rows {
+            for feature in 0..out.columns {
+                out.row_mut(row)[feature] = dot(input.row(row), weight.row(feature));
+            }
+        }
+        Ok(())
+    }
+
+    fn rope_and_write_kv(
+        &mut self,
+        qkv: &mut Tensor,
+        table: &Tensor,
+        pairing: RopePairing,
+        shape: &AttentionShape,
+        cache: &mut Cache,
+        layer: usize,
+    ) -> BackendResult<()> {
+        let (dim, num_pairs) = (shape.head_dim, table.columns / 2);
+        let (num_heads, num_kv_heads) = (shape.num_heads, shape.num_kv_heads);
+        for (index, (position, blocks)) in self.places().into_iter().enumerate() {
+            let row = qkv.row_mut(index);
+            for head in row[..(num_heads + num_kv_heads) * dim].chunks_exact_mut(dim) {
+                for pair in 0..num_pairs {
+                    let (first, second) = match pairing {
+                        RopePairing::Half => (pair, pair + num_pairs),
+                        RopePairing::Interleaved => (2 * pair, 2 * pair + 1),
+                    };
+                    let (cosine, sine) = (table.row(position)[pair], table.row(position)[num_pairs + pair]);
+                    let (x, y) = (head[first], head[second]);
+                    (head[first], head[second]) = (x * cosine - y * sine, y * cosine + x * sine);
+                }
+            }
+            let block_size = cache.layout.block_size;
+            let (block, token) = (blocks[position / block_size] as usize, position % block_size);
+            for (part_head, values) in row[num_heads * dim..].chunks_exact(dim).enumerate() {
+                let (part, head) = (part_head / num_kv_heads, part_head % num_kv_heads);
+                let at = cache.at(layer, block, part, head, token);
+                cache.data[at..at + dim].copy_from_slice(values);
+            }
+        }
+        Ok(())
+    }
+
+    fn attention(
+        &mut self,
+        qkv: &Tensor,
+        shape: &AttentionShape,
+        cache: &Cache,
+        layer: usize,
+        out: &mut Tensor,
+    ) -> BackendResult<()> {
+        let (dim, block_size) = (shape.head_dim, cache.layout.block_size);
+        for (index, (position, blocks)) in self.places().into_iter().enumerate() {
+            for head in 0..shape.num_heads {
+                let kv_head = head / (shape.num_heads / shape.num_kv_heads);
+                let entry = |part, token: usize| {
+                    let block = blocks[token / block_size] as usize;
+                    let at = cache.at(layer, block, part, kv_head, token % block_size);
+                    &cache.data[at..at + dim]
+                };
+                let query = &qkv.row(index)[head * dim..][..dim];
+                let scores: Vec<f32> =
+                    (0..=position).map(|token| dot(query, entry(0, token)) * shape.scale).collect();
+                let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let weights: Vec<f32> = scores.iter().map(|score| (score - max).exp()).collect();
+                let sum: f32 = weights.iter().sum();
+                for element in 0..dim {
+                    let weighted = weights.iter().enumerate().map(|(token, w)| w * entry(1, token)[element]);
+                    out.row_mut(index)[head * dim + element] = weighted.sum::<f32>() / sum;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn gated_activation(
+        &mut self,
+        gate_up: &Tensor,
+        Activation::Silu: Activation,
+        out: &mut Tensor,
+        rows: usize,
+    ) -> BackendResult<()> {
+        for row in 0..rows {
+            let (gate, up) = gate_up.row(row).split_at(out.columns);
+            for (column, element) in out.row_mut(row).iter_mut().enumerate() {
+                *element = gate[column] / (1.0 + (-gate[column]).exp()) * up[column];
+            }
+        }
+        Ok(())
+    }
+
+    fn logits(&mut self, hidden: &Tensor, head: &Tensor, out: &mut Tensor) -> BackendResult<()> {
+        for (index, &row) in self.batch.sampled_rows.iter().enumerate() {
+            let last = self.batch.query_range(row as usize).end - 1;
+            for token in 0..out.columns {
+                out.row_mut(index)[token] = dot(hidden.row(last), head.row(token));
+            }
+        }
+        Ok(())
+    }
+
+    fn sample(&mut self, logits: &Tensor) -> BackendResult<()> {
+        let rows = self.batch.sampled_rows.iter().enumerate();
+        let sampled = rows.map(|(index, &row)| {
+            let best =
+                (0..logits.columns).max_by(|&a, &b| logits.row(index)[a].total_cmp(&logits.row(index)[b]));
+            Sampled {
+                slot: self.batch.slots[row as usize],
+                token: best.map(|token| token as u32),
+                logprobs: Vec::new(),
+            }
+        });
+        self.collected.push(sampled.collect());
+        Ok(())
+    }
+
+    fn collect(&mut self) -> BackendResult<Vec<Sampled>> {
+        Ok(self.collected.remove(0))
+    }
+}
