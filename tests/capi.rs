@@ -15,7 +15,8 @@ const STRICT: [&str; 4] = ["-Wall", "-Wextra", "-Werror", "-pedantic"];
 fn library_dir() -> &'static Path {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
     DIR.get_or_init(|| {
-        let built = Path::new(env!("CARGO_BIN_EXE_inflight")).with_file_name("libinflight.so");
+        // Beside this program lies the library of the same build; the one a folder above may be older.
+        let built = std::env::current_exe().unwrap().with_file_name("libinflight.so");
         assert!(built.is_file(), "{} is missing; cargo builds it with the tests", built.display());
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("capi");
         fs::create_dir_all(&dir).unwrap();
@@ -34,6 +35,8 @@ fn run(program: impl AsRef<Path>, arguments: &[&str], hint: &str) -> Output {
     Command::new(program)
         .args(arguments)
         .current_dir(ROOT)
+        // Cargo sets it to folders where an older build of the library may lie.
+        .env("LD_LIBRARY_PATH", library_dir())
         .output()
         .unwrap_or_else(|error| panic!("{}: {error}; {hint}", program.display()))
 }
@@ -193,6 +196,7 @@ fn behaviour_is_right_under_valgrind() {
     let arguments = [
         "--quiet",
         "--leak-check=full",
+        "--show-leak-kinds=definite",
         "--errors-for-leak-kinds=definite",
         "--error-exitcode=99",
         "--fair-sched=yes",

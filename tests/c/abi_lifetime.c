@@ -326,8 +326,15 @@ TEST(a_forked_child_is_refused)
     CHECK(ifl_engine_enqueue(engine, &request, NULL, NULL) == IFL_OK);
     child = fork();
     CHECK(child >= 0);
-    if (child == 0)
-        _exit(run_child(engine, queue) == 0 ? 0 : 1);
+    if (child == 0) {
+        int line = run_child(engine, queue);
+
+        /* A child that runs another program keeps valgrind from searching it for leaks: what the threads of the parent
+         * held is lost in the child, which has no such threads. */
+        if (line == 0)
+            execl("/bin/true", "true", (char *)NULL);
+        _exit(line == 0 ? 2 : 1);
+    }
     CHECK(waitpid(child, &wait_status, 0) == child);
     CHECK(WIFEXITED(wait_status) && WEXITSTATUS(wait_status) == 0);
 
