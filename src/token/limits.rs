@@ -8,7 +8,7 @@ use std::path::Path;
 use crate::error::{Error, Result, Status};
 
 /// Largest `tokenizer.json`.
-pub(crate) const TOKENIZER_FILE_BYTES_MAX: u64 = 128 << 20;
+pub(crate) const TOKENIZER_FILE_BYTES_MAX: u64 = 64 << 20;
 /// Largest `tokenizer_config.json`, `config.json` or `generation_config.json`.
 pub(crate) const CONFIG_FILE_BYTES_MAX: u64 = 16 << 20;
 /// Largest section of `tokenizer.json` other than the model and the added tokens.
@@ -18,7 +18,7 @@ pub(crate) const TEMPLATE_BYTES_MAX: usize = 1 << 20;
 /// Most tokens; ids are below it.
 pub(crate) const NUM_TOKENS_MAX: usize = 1 << 20;
 /// Most merge rules.
-pub(crate) const NUM_MERGES_MAX: usize = 1 << 21;
+pub(crate) const NUM_MERGES_MAX: usize = 1 << 20;
 /// Most tokens that are matched in text before the model sees it.
 pub(crate) const NUM_ADDED_TOKENS_MAX: usize = 1 << 16;
 /// Longest token.
@@ -41,15 +41,15 @@ pub(crate) fn unsupported(place: &str, what: impl std::fmt::Display) -> Error {
 /// The file's content, `None` where there is no such file.
 pub(crate) fn read_file(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>> {
     let io = |error: std::io::Error| Error::new(Status::ModelIo, format!("{}: {error}", path.display()));
-    let file = match File::open(path) {
-        Ok(file) => file,
+    // Asked before the file is opened, as opening a pipe waits for its writer.
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() => {}
+        Ok(_) => return Err(invalid(&path.display().to_string(), "not a regular file")),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(io(error)),
-    };
-    let metadata = file.metadata().map_err(io)?;
-    if !metadata.is_file() {
-        return Err(invalid(&path.display().to_string(), "not a regular file"));
     }
+    let file = File::open(path).map_err(io)?;
+    let metadata = file.metadata().map_err(io)?;
     let too_large = |num_bytes: u64| {
         let problem = format!("{num_bytes} bytes; at most {bytes_max} are allowed");
         Err(invalid(&path.display().to_string(), problem))
@@ -64,4 +64,19 @@ pub(crate) fn read_file(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>> 
     // The file may have grown since its size was asked for.
     file.take(bytes_max + 1).read_to_end(&mut content).map_err(io)?;
     if content.len() as u64 > bytes_max { too_large(content.len() as u64) } else { Ok(Some(content)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pipe_is_refused_and_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("tokenizer.json");
+        assert_eq!(read_file(&path, 10).unwrap(), None);
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let error = read_file(&path, 10).unwrap_err();
+        assert!(error.message().ends_with("tokenizer.json: not a regular file"), "{error}");
+    }
 }
