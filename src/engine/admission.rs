@@ -73,6 +73,7 @@ impl Admission<'_> {
             Prompt::Text { text, add_special_tokens, parse_special } => {
                 let options =
                     EncodeOptions { add_special_tokens: *add_special_tokens, parse_special: *parse_special };
+                self.check_text_bytes(text.len())?;
                 self.tokenizer.encode(text, options)?
             }
             Prompt::Tokens(tokens) => tokens.clone(),
@@ -89,6 +90,21 @@ impl Admission<'_> {
                 tokens[index]
             ))),
         }
+    }
+
+    /// Refuses a text that cannot fit before time and memory go into encoding it.
+    fn check_text_bytes(&self, text_bytes: usize) -> Result<()> {
+        let bytes_max = self.tokenizer.text_bytes_max(self.max_model_len);
+        if text_bytes > bytes_max {
+            return Err(Error::new(
+                Status::PromptTooLong,
+                format!(
+                    "the prompt has {text_bytes} bytes, but at most {bytes_max} fit max_model_len {}; shorten it",
+                    self.max_model_len
+                ),
+            ));
+        }
+        Ok(())
     }
 
     /// The number of outputs that the request may have, from what it asks for and what the context leaves.

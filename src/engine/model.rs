@@ -33,7 +33,8 @@ pub(super) fn load<B: Backend>(target: Target<B>, options: &EngineOptions) -> Re
     let tokenizer = Tokenizer::load(&checkpoint)?;
     if tokenizer.vocab_size() > spec.vocab_size {
         let (tokens, rows) = (tokenizer.vocab_size(), spec.vocab_size);
-        let message = format!("the tokenizer has {tokens} tokens, but the model's vocabulary {rows}");
+        let path = checkpoint.path().display();
+        let message = format!("{path}: tokenizer: it has {tokens} tokens, but the model's vocabulary {rows}");
         return Err(Error::new(Status::ModelInvalid, message));
     }
     let decoder = Decoder::load(target.backend, &spec, &checkpoint, &config, options.progress.as_ref())?;

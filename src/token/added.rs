@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
-use aho_corasick::{AhoCorasick, MatchKind};
+use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 
 use crate::error::Result;
 use crate::token::limits::{NUM_ADDED_TOKENS_MAX, TOKEN_BYTES_MAX, VOCABULARY_BYTES_MAX, invalid};
@@ -88,6 +88,8 @@ impl Finder {
         }
         let automaton = AhoCorasick::builder()
             .match_kind(MatchKind::LeftmostLongest)
+            // A table over all bytes would take a kilobyte per byte of the spellings.
+            .kind(Some(AhoCorasickKind::ContiguousNFA))
             .build(tokens.iter().map(|token| token.spelling.as_bytes()))
             .map_err(|error| invalid(place, format!("added tokens: {error}")))?;
         Ok(Self { tokens, automaton: Some(automaton) })

@@ -22,6 +22,7 @@ use crate::token::limits::{
 };
 use crate::token::pieces::{Piece, Pieces};
 use crate::token::pipeline::Pipeline;
+use crate::token::section;
 use crate::token::tokenizer_json::{AddedTokenEntry, Merges, ModelEntry, TokenizerFile, Vocabulary};
 use crate::token::{Encoder, Parts, Tokenizer};
 
@@ -96,6 +97,7 @@ fn section<T: DeserializeOwned>(place: &str, name: &str, raw: Option<&RawValue>)
         let problem = format!("{name} has {} bytes; at most {SECTION_BYTES_MAX} are allowed", json.len());
         return Err(invalid(place, problem));
     }
+    section::check(&format!("{place}: {name}"), json)?;
     serde_json::from_str(json).map(Some).map_err(|error| invalid(place, format!("{name}: {error}")))
 }
 
@@ -198,6 +200,7 @@ fn unigram(place: &str, entry: ModelEntry, specials: &HashSet<&str>) -> Result<M
     let Some(unk_id) = entry.unk_id.filter(|&unk_id| unk_id < scores.len()) else {
         return Err(invalid(place, "unk_id must be the index of an entry of vocab"));
     };
+    check_search_tree(place, &scores)?;
     for (token, _) in &mut scores {
         // Ids are indexes, so the entry stays; its spelling becomes one that no text contains.
         if specials.contains(token.as_str()) {
@@ -208,6 +211,31 @@ fn unigram(place: &str, entry: ModelEntry, specials: &HashSet<&str>) -> Result<M
     let mut model = model.map_err(|error| invalid(place, error))?;
     model.resize_cache(0);
     Ok(ModelWrapper::Unigram(model))
+}
+
+/// Refuses what would make the crate's search tree, which has a node of a third of a kilobyte for each byte that
+/// tokens do not share, take more than some 200 MB, or so deep that dropping it overflows a thread's stack.
+fn check_search_tree(place: &str, scores: &[(String, f64)]) -> Result<()> {
+    const NUM_NODES_MAX: usize = 600_000;
+    const DEPTH_MAX: usize = 512;
+    let mut tokens: Vec<&[u8]> = scores.iter().map(|(token, _)| token.as_bytes()).collect();
+    if let Some(long) = tokens.iter().find(|token| token.len() > DEPTH_MAX) {
+        let problem = format!("vocab has a token of {} bytes; at most {DEPTH_MAX} are allowed", long.len());
+        return Err(invalid(place, problem));
+    }
+    tokens.sort_unstable();
+    let (mut num_nodes, mut previous) = (0, &[][..]);
+    for token in tokens {
+        let num_shared = token.iter().zip(previous).take_while(|(a, b)| a == b).count();
+        num_nodes += token.len() - num_shared;
+        previous = token;
+    }
+    if num_nodes > NUM_NODES_MAX {
+        let problem =
+            format!("vocab needs a search tree of {num_nodes} nodes; at most {NUM_NODES_MAX} are allowed");
+        return Err(invalid(place, problem));
+    }
+    Ok(())
 }
 
 /// What the post-processor puts before and after a text, such as a BOS token.

@@ -13,6 +13,7 @@ mod pieces;
 mod pipeline;
 mod pretokenizer;
 mod python_json;
+mod section;
 mod sentencepiece;
 mod stop;
 mod stream;
@@ -88,7 +89,9 @@ impl Tokenizer {
     pub fn load(checkpoint: &Checkpoint) -> Result<Self> {
         match checkpoint {
             Checkpoint::Directory(directory) => hf::load(directory.path()),
-            Checkpoint::Gguf(file) => gguf::load(file.metadata()),
+            Checkpoint::Gguf(file) => {
+                gguf::load(file.metadata()).map_err(|error| error.context(file.path().display()))
+            }
         }
     }
 
@@ -201,6 +204,13 @@ impl Tokenizer {
                 "the model has no chat template; give the prompt as text or tokens",
             )
         })
+    }
+
+    /// Longest text that `num_tokens` tokens can stand for, and never less than 64 KiB: what is longer need not be
+    /// encoded to know that it does not fit.
+    pub fn text_bytes_max(&self, num_tokens: usize) -> usize {
+        const ALWAYS_ALLOWED: usize = 64 << 10;
+        num_tokens.saturating_mul(self.pieces.bytes_max()).clamp(ALWAYS_ALLOWED, TEXT_BYTES_MAX)
     }
 
     /// Tokens in the vocabulary; ids are below it. The model's own vocabulary may be padded beyond it.

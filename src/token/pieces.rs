@@ -9,6 +9,7 @@ pub(crate) struct Pieces {
     bytes: Vec<u8>,
     ends: Vec<u32>,
     special: Vec<bool>,
+    bytes_max: usize,
 }
 
 /// One token of a vocabulary.
@@ -40,6 +41,7 @@ impl Pieces {
             bytes: Vec::with_capacity(num_bytes),
             ends: Vec::with_capacity(num_tokens),
             special: vec![false; num_tokens],
+            bytes_max: pieces.iter().map(|piece| piece.bytes.len()).max().unwrap_or(0),
         };
         for piece in pieces {
             let id = piece.id as usize;
@@ -62,6 +64,11 @@ impl Pieces {
     /// Whether `id` is a special token.
     pub fn is_special(&self, id: u32) -> bool {
         self.special.get(id as usize).copied().unwrap_or(false)
+    }
+
+    /// Bytes of the longest token.
+    pub fn bytes_max(&self) -> usize {
+        self.bytes_max
     }
 
     /// The bytes of `id`; none for an id outside the vocabulary.
