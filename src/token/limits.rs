@@ -6,6 +6,7 @@ use std::io::Read;
 use std::path::Path;
 
 use crate::error::{Error, Result, Status};
+use crate::format::error::bounded;
 
 /// Largest `tokenizer.json`.
 pub(crate) const TOKENIZER_FILE_BYTES_MAX: u64 = 64 << 20;
@@ -30,12 +31,12 @@ pub(crate) const TEXT_BYTES_MAX: usize = 16 << 20;
 
 /// A malformed file; `place` names file and field.
 pub(crate) fn invalid(place: &str, problem: impl std::fmt::Display) -> Error {
-    Error::new(Status::ModelInvalid, format!("{place}: {problem}"))
+    Error::new(Status::ModelInvalid, format!("{place}: {}", bounded(problem.to_string())))
 }
 
 /// A well-formed file that needs something this version does not have.
 pub(crate) fn unsupported(place: &str, what: impl std::fmt::Display) -> Error {
-    Error::new(Status::ModelUnsupported, format!("{place}: {what}"))
+    Error::new(Status::ModelUnsupported, format!("{place}: {}", bounded(what.to_string())))
 }
 
 /// The file's content, `None` where there is no such file.
@@ -69,6 +70,13 @@ pub(crate) fn read_file(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_that_quotes_a_file_is_short() {
+        for error in [invalid("f", "x".repeat(9000)), unsupported("f", "é".repeat(9000))] {
+            assert!(error.message().starts_with("f: ") && error.message().len() < 500, "{error}");
+        }
+    }
 
     #[test]
     fn a_pipe_is_refused_and_not_waited_for() {
