@@ -206,10 +206,10 @@ impl Tokenizer {
         })
     }
 
-    /// Longest text that `num_tokens` tokens can stand for, and never less than 64 KiB: what is longer need not be
+    /// Longest text that `num_tokens` tokens can stand for, and never less than 16 KiB: what is longer need not be
     /// encoded to know that it does not fit.
     pub fn text_bytes_max(&self, num_tokens: usize) -> usize {
-        const ALWAYS_ALLOWED: usize = 64 << 10;
+        const ALWAYS_ALLOWED: usize = 16 << 10;
         num_tokens.saturating_mul(self.pieces.bytes_max()).clamp(ALWAYS_ALLOWED, TEXT_BYTES_MAX)
     }
 
