@@ -1,7 +1,7 @@
 //! Checks of a [`ModelSpec`] before anything is computed or allocated from it.
 //!
-//! The limits leave an order of magnitude above today's largest models; with them no product of sizes that the
-//! decoder forms can overflow.
+//! The limits leave an order of magnitude above today's largest models; with them no product of sizes that
+//! the decoder forms can overflow.
 
 use std::collections::BTreeSet;
 
@@ -15,6 +15,7 @@ const MAX_VOCAB: usize = 1 << 24;
 const MAX_POSITIONS: usize = 1 << 26;
 const MAX_HEADS: usize = 1 << 12;
 const MAX_HEAD_DIM: usize = 1 << 10;
+const MAX_THETA: f64 = 1e15;
 const MAX_NAME_BYTES: usize = 256;
 
 impl ModelSpec {
@@ -67,12 +68,17 @@ impl Heads {
 impl Positions {
     fn validate(&self, head_dim: usize) -> ModelResult<()> {
         let Positions::Rope { theta, rotary_dim, pairing: _, scaling } = self;
-        if !theta.is_finite() || *theta <= 1.0 {
-            return Err(ModelError::invalid("positions.theta", format!("{theta} is not above 1")));
+        if !(*theta > 1.0 && *theta <= MAX_THETA) {
+            let message = format!("{theta} is not above 1 and at most {MAX_THETA}");
+            return Err(ModelError::invalid("positions.theta", message));
         }
         if *rotary_dim == 0 || !rotary_dim.is_multiple_of(2) || *rotary_dim > head_dim {
             let message = format!("{rotary_dim} is not an even number from 2 to head_dim {head_dim}");
             return Err(ModelError::invalid("positions.rotary_dim", message));
+        }
+        if *rotary_dim != head_dim {
+            let message = format!("{rotary_dim} of {head_dim} elements; a partial rotation is not supported");
+            return Err(ModelError::unsupported("positions.rotary_dim", message));
         }
         scaling.validate(*rotary_dim)
     }

@@ -8,6 +8,7 @@ mod activation;
 mod attention;
 mod batch;
 mod embed;
+mod host_memory;
 mod linear;
 mod norm;
 mod rope;
@@ -128,6 +129,10 @@ impl Backend for Cpu {
 
     fn activation_dtype(&self, _weights: DType) -> DType {
         DType::F32
+    }
+
+    fn available_bytes(&self) -> Option<u64> {
+        host_memory::available_bytes()
     }
 
     fn workspace_bytes(&self, limits: &BackendLimits) -> u64 {

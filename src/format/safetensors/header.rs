@@ -11,14 +11,14 @@ use serde::Deserialize;
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::format::error::{FormatError, FormatResult};
-use crate::format::tensor::{Encoding, SourceFile, try_zeroed};
+use crate::format::tensor::{Encoding, MAX_NAME_BYTES, SourceFile, try_zeroed};
 
 /// Bytes of the length that stands before the header.
 const LENGTH_BYTES: u64 = 8;
-/// The format's own limit.
-const MAX_HEADER_BYTES: u64 = 100_000_000;
-/// Bound on the memory that the tables of a checkpoint take; real ones need a tenth of it.
-pub(super) const MAX_DECODED_BYTES: u64 = 48 << 20;
+/// Below the format's own limit of 100 MB, to bound memory; enough for half a million tensors.
+const MAX_HEADER_BYTES: u64 = 64 << 20;
+/// Bound on the memory that the tables of a checkpoint take; enough for 150 thousand tensors in shards.
+pub(super) const MAX_DECODED_BYTES: u64 = 96 << 20;
 /// What an entry takes in the tables beside its name, rounded up.
 const ENTRY_BYTES: u64 = 256;
 const MAX_DIMS: usize = 8;
@@ -51,7 +51,7 @@ pub(super) fn read(source: &SourceFile, budget: &mut u64) -> FormatResult<Header
     let length = u64::from_le_bytes(length);
     if length > MAX_HEADER_BYTES || length > source.num_bytes - LENGTH_BYTES {
         return Err(invalid(format!(
-            "{length} bytes, more than the file's {} or the format's limit of {MAX_HEADER_BYTES}",
+            "{length} bytes, more than the file's {} or the limit of {MAX_HEADER_BYTES}",
             source.num_bytes
         )));
     }
@@ -121,12 +121,13 @@ impl<'de> Visitor<'de> for HeaderSeed<'_> {
         let mut names = BTreeSet::new();
         let mut entries = Vec::new();
         while let Some(name) = map.next_key::<String>()? {
+            check_name(&name)?;
             charge(self.budget, ENTRY_BYTES + 2 * name.len() as u64)?;
             if !names.insert(name.clone()) {
                 return Err(de::Error::custom(format_args!("tensor {name:?} is there twice")));
             }
             if name == "__metadata__" {
-                map.next_value::<IgnoredAny>()?;
+                map.next_value::<Texts>()?;
                 continue;
             }
             let raw = map.next_value::<RawEntry>()?;
@@ -134,6 +135,15 @@ impl<'de> Visitor<'de> for HeaderSeed<'_> {
         }
         Ok(entries)
     }
+}
+
+/// Refuses names that are too long to quote.
+pub(super) fn check_name<E: de::Error>(name: &str) -> Result<(), E> {
+    if name.len() > MAX_NAME_BYTES {
+        let length = name.len();
+        return Err(E::custom(format_args!("a name of {length} bytes, more than {MAX_NAME_BYTES}")));
+    }
+    Ok(())
 }
 
 /// Takes `bytes` from the budget.
@@ -145,6 +155,7 @@ pub(super) fn charge<E: de::Error>(budget: &mut u64, bytes: u64) -> Result<(), E
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct RawEntry {
     dtype: Dtype,
     shape: Shape,
@@ -184,6 +195,54 @@ fn encoding(dtype: Dtype) -> Encoding {
         Dtype::U64 | Dtype::I64 => Encoding::Other("64-bit integer"),
         Dtype::F8_E5M2 | Dtype::F8_E4M3 => Encoding::Other("8-bit float"),
         _ => Encoding::Other("another type"),
+    }
+}
+
+/// An object from text to text, checked and dropped.
+struct Texts;
+
+impl<'de> Deserialize<'de> for Texts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextsVisitor;
+
+        impl<'de> Visitor<'de> for TextsVisitor {
+            type Value = Texts;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("an object from text to text")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Texts, A::Error> {
+                while map.next_key::<IgnoredAny>()?.is_some() {
+                    map.next_value_seed(TextSeed)?;
+                }
+                Ok(Texts)
+            }
+        }
+        deserializer.deserialize_map(TextsVisitor)
+    }
+}
+
+/// Text, checked and dropped.
+struct TextSeed;
+
+impl<'de> DeserializeSeed<'de> for TextSeed {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for TextSeed {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("text")
+    }
+
+    fn visit_str<E: de::Error>(self, _text: &str) -> Result<(), E> {
+        Ok(())
     }
 }
 

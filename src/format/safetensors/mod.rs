@@ -39,11 +39,6 @@ impl Directory {
         Ok(Self { path: path.to_owned(), tensors })
     }
 
-    /// A directory of which only the other files matter.
-    pub fn without_weights(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), tensors: None }
-    }
-
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.path

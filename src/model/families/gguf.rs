@@ -11,6 +11,8 @@ use crate::quant::decode_f32;
 const EMBEDDING: &str = "token_embd.weight";
 const HEAD: &str = "output.weight";
 const ROPE_FACTORS: &str = "rope_freqs.weight";
+/// More factors than any head that passes validation needs.
+const MAX_FACTORS_BYTES: u64 = 1 << 16;
 
 /// The keys `<architecture>.…` of a file. Errors name file and key.
 pub(super) struct Keys<'a> {
@@ -140,7 +142,10 @@ impl<'a> Keys<'a> {
     fn rope_factors(&self, rotary_dim: usize) -> Result<Option<Vec<f32>>> {
         let table = self.file.tensors();
         let Some(info) = table.get(ROPE_FACTORS) else { return Ok(None) };
-        if info.encoding != Encoding::F32 || info.shape != [rotary_dim / 2] {
+        if info.encoding != Encoding::F32
+            || info.shape != [rotary_dim / 2]
+            || info.num_bytes > MAX_FACTORS_BYTES
+        {
             let message =
                 format!("is {:?} {:?}, but must be F32 [{}]", info.encoding, info.shape, rotary_dim / 2);
             return self.check(Err(ModelError::invalid(format!("tensor {ROPE_FACTORS:?}"), message)));

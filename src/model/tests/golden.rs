@@ -31,7 +31,7 @@ pub(super) fn config(spec: &ModelSpec, weight_dtype: DType, max_tokens: usize) -
 }
 
 /// A batch of one row: `tokens` after `num_cached` others, blocks from the end of the pool backwards.
-fn single(tokens: &[u32], num_cached: usize, num_blocks: u32) -> Batch {
+pub(super) fn single(tokens: &[u32], num_cached: usize, num_blocks: u32) -> Batch {
     let context_len = num_cached + tokens.len();
     let block_tables: Vec<u32> = (0..num_blocks).rev().take(context_len.div_ceil(BLOCK_SIZE)).collect();
     Batch {

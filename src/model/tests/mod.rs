@@ -1,4 +1,9 @@
 //! The decoder on checkpoints, against golden logits and against its own plan.
 
+mod families;
 mod golden;
+mod hostile;
+mod loading;
 mod naive;
+mod rope;
+mod smollm2;

@@ -14,8 +14,7 @@ const SLOT_BYTES: u64 = 24;
 pub(super) struct Naive {
     /// Bytes of tensors, caches and workspace so far.
     pub(super) allocated_bytes: u64,
-    /// Fails the allocation that would pass this many bytes.
-    pub(super) memory_limit: Option<u64>,
+    memory_limit: Option<u64>,
     batch: Batch,
     collected: Vec<Vec<Sampled>>,
 }
@@ -55,6 +54,11 @@ fn dot(left: &[f32], right: &[f32]) -> f32 {
 }
 
 impl Naive {
+    /// A backend that fails the allocation that would pass `limit` bytes.
+    pub(super) fn with_limit(limit: u64) -> Self {
+        Self { memory_limit: Some(limit), ..Self::default() }
+    }
+
     fn take(&mut self, what: &str, bytes: u64) -> BackendResult<()> {
         if self.memory_limit.is_some_and(|limit| self.allocated_bytes + bytes > limit) {
             return Err(BackendError::OutOfMemory { what: what.to_owned(), bytes });

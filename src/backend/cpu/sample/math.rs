@@ -48,7 +48,7 @@ fn ln_positive(x: f32) -> f32 {
     let p = p * f - 1.662_333_6e-1;
     let p = p * f + 2.000_122_8e-1;
     let p = p * f - 2.500_082_2e-1;
-    let p = p * f + 3.333_333_2e-1;
+    let p = p * f + 3.333_333e-1;
     let tail = f * f * (f * p - 0.5) + power * LN_2_LOW;
     power * LN_2_HIGH + (f + tail)
 }

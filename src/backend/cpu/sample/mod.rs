@@ -136,7 +136,7 @@ fn with_scratch<R>(idle: &Mutex<Vec<Scratch>>, work: impl FnOnce(&mut Scratch) -
 }
 
 /// The state of a slot that no sequence has taken over yet.
-const GREEDY: SlotState = SlotState {
+pub(in crate::backend) const GREEDY: SlotState = SlotState {
     temperature: 0.0,
     top_k: 0,
     top_p: 1.0,

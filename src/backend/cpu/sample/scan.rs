@@ -40,18 +40,18 @@ pub(super) fn argmax(logits: &[f32]) -> Option<Best> {
 #[inline(always)]
 fn max_and_validity(values: &[f32]) -> (f32, bool) {
     let mut maxima = [f32::NEG_INFINITY; LANES];
-    let mut are_invalid = [0u32; LANES];
+    let mut are_valid = [true; LANES];
     let (groups, rest) = values.as_chunks::<LANES>();
     for group in groups {
         for lane in 0..LANES {
             let value = group[lane];
             maxima[lane] = if value > maxima[lane] { value } else { maxima[lane] };
-            are_invalid[lane] |= u32::from(!(value < f32::INFINITY));
+            are_valid[lane] &= value < f32::INFINITY;
         }
     }
     let all = maxima.iter().chain(rest);
     let max = all.fold(f32::NEG_INFINITY, |max, &value| if value > max { value } else { max });
-    let is_valid = are_invalid == [0; LANES] && rest.iter().all(|&value| value < f32::INFINITY);
+    let is_valid = are_valid == [true; LANES] && rest.iter().all(|&value| value < f32::INFINITY);
     (max, is_valid)
 }
 

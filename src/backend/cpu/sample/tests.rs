@@ -404,6 +404,23 @@ fn the_rest_of_the_batch_changes_nothing() {
 }
 
 #[test]
+fn wide_and_portable_vectors_give_the_same() {
+    let mut random = Random(9);
+    for (index, vocab_size) in [1, 31, 64, 700, 5001].into_iter().enumerate() {
+        for state in [GREEDY, seeded(index as u64), elaborate(index as u64)] {
+            let state = SlotState { num_logprobs: Some(5), ..state };
+            let (mut portable, mut widest) = (Slot::new(&state), Slot::new(&state));
+            let mut scratch = Scratch::default();
+            for _ in 0..20 {
+                let logits = random.logits(vocab_size);
+                let expected = portable.sample_portable(0, &logits, &mut scratch);
+                assert_eq!(widest.sample(0, &logits, &mut scratch), expected);
+            }
+        }
+    }
+}
+
+#[test]
 #[should_panic(expected = "slot 1 stands twice")]
 fn a_slot_cannot_stand_twice() {
     SlotTable::new(2, 1).sample_rows(&[(1, &[0.0]), (1, &[0.0])]);
