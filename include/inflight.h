@@ -89,8 +89,9 @@
  * go on. With CUDA, a kernel that traps makes that device unusable for the rest of the process's life, for
  * every user of it in the process: the damage is contained, not undone.
  *
- * fork. A child process must not use the handles of its parent; every call gives IFL_FORKED, and destroying
- * does nothing. The child may create engines of its own. The parent is not affected.
+ * fork. A child process must not use the handles of its parent: every call gives IFL_FORKED, and destroying
+ * does nothing. The parent is not affected. A child that is to run engines of its own is best forked before its
+ * parent creates any: what other threads were doing at that moment stays half done in the child.
  *
  * Versions. IFL_VERSION is the header's, ifl_version the library's. From 1.0 on, programs run with every
  * later library of the same major version; the file is called libinflight.so.MAJOR.

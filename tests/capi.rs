@@ -104,7 +104,11 @@ fn header_is_what_cbindgen_makes() {
     assert_eq!(version.trim(), "cbindgen 0.29.4", "{hint}");
     let made = library_dir().join("inflight.h");
     let made_text = made.to_str().expect("a path in UTF-8");
-    run_ok(&cbindgen, &["--quiet", "--config", "cbindgen.toml", "--output", made_text, "src/capi/mod.rs"], hint);
+    run_ok(
+        &cbindgen,
+        &["--quiet", "--config", "cbindgen.toml", "--output", made_text, "src/capi/mod.rs"],
+        hint,
+    );
     let made = fs::read_to_string(made).unwrap();
     if std::env::var_os("INFLIGHT_REGENERATE").is_some() {
         fs::write(Path::new(ROOT).join("include/inflight.h"), &made).unwrap();
