@@ -6,7 +6,7 @@ mod source;
 
 use source::{Source, block_len, is_word, repository, root};
 
-const MAX_LINE_CHARS: usize = 110;
+const MAX_LINE_CHARS: usize = 120;
 const MAX_FILE_LINES: usize = 600;
 const MAX_FUNCTION_LINES: usize = 70;
 
