@@ -84,7 +84,8 @@ fn declared_functions(header: &str) -> BTreeSet<String> {
     code.filter_map(|line| {
         let (head, _) = line.split_once('(')?;
         let name = head.rsplit([' ', '*']).next()?;
-        (line.starts_with(|c: char| c.is_ascii_lowercase()) && name.starts_with("ifl_")).then(|| name.to_owned())
+        (line.starts_with(|c: char| c.is_ascii_lowercase()) && name.starts_with("ifl_"))
+            .then(|| name.to_owned())
     })
     .collect()
 }
@@ -141,7 +142,8 @@ fn header_is_documented_and_includes_little() {
             panic!("not documented: {line}");
         }
         if declared_functions(line).len() == 1 {
-            let start = lines[..index].iter().rposition(|line| !line.starts_with("///")).map_or(0, |at| at + 1);
+            let start =
+                lines[..index].iter().rposition(|line| !line.starts_with("///")).map_or(0, |at| at + 1);
             let text = lines[start..index].join(" ");
             for word in ["Threads: ", "Errors: ", "Since "] {
                 assert!(text.contains(word), "no {word}in the description of {line}");
@@ -209,7 +211,8 @@ fn behaviour_is_right_under_valgrind() {
 fn the_smallest_program_is_small_and_stands_in_the_header() {
     let source = fs::read_to_string(Path::new(ROOT).join("examples/c/hello.c")).unwrap();
     assert!(source.lines().count() <= 40);
-    let calls = declared_functions(&header()).iter().filter(|name| source.contains(&format!("{name}("))).count();
+    let calls =
+        declared_functions(&header()).iter().filter(|name| source.contains(&format!("{name}("))).count();
     assert!(calls <= 6, "{calls} different calls");
     let quoted: String =
         source.lines().map(|line| format!(" *     {line}").trim_end().to_owned() + "\n").collect();
@@ -229,7 +232,8 @@ fn the_generate_example_streams_and_runs_many() {
     assert!(one.contains("Guten Tag") && one.contains("tokens/s"), "{one}");
 
     let prompts = library_dir().join("prompts.txt");
-    fs::write(&prompts, "a prompt that takes a good deal longer than the others to come back\n\nshort\n").unwrap();
+    fs::write(&prompts, "a prompt that takes a good deal longer than the others to come back\n\nshort\n")
+        .unwrap();
     let prompts = prompts.to_str().expect("a path in UTF-8");
     let arguments = ["--device", "echo:500", "--prompts-file", prompts, "--prompt", "x", "--many", "16"];
     let many = run_ok(&program, &arguments, "");

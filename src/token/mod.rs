@@ -87,8 +87,8 @@ impl Tokenizer {
     /// Loads the tokenizer of a model.
     pub fn load(checkpoint: &Checkpoint) -> Result<Self> {
         match checkpoint {
-            Checkpoint::Directory(path) => hf::load(path),
-            Checkpoint::Gguf(metadata) => gguf::load(metadata),
+            Checkpoint::Directory(directory) => hf::load(directory.path()),
+            Checkpoint::Gguf(file) => gguf::load(file.metadata()),
         }
     }
 
