@@ -455,6 +455,7 @@ fn has_word(line: &str, word: &str) -> bool {
         let before = line[..position].chars().next_back();
         let after = line[position + word.len()..].chars().next();
         let ends_in_word = word.chars().next_back().is_some_and(is_word);
-        !before.is_some_and(is_word) && !(ends_in_word && after.is_some_and(is_word))
+        let is_longer = before.is_some_and(is_word) || (ends_in_word && after.is_some_and(is_word));
+        !is_longer
     })
 }
