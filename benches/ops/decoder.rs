@@ -225,11 +225,11 @@ impl Decoder {
         clock.time("embed", 0, 0, || cpu.embed(embedding, &mut a.residual).expect("embed"));
         for (index, layer) in layers.iter().enumerate() {
             let linear = |clock: &mut Clock,
-                              cpu: &mut Cpu,
-                              name,
-                              input: &Tensor,
-                              weight: &Tensor,
-                              out: &mut Tensor| {
+                          cpu: &mut Cpu,
+                          name,
+                          input: &Tensor,
+                          weight: &Tensor,
+                          out: &mut Tensor| {
                 let (bytes, flops) = cost(weight, rows);
                 clock.time(name, bytes, flops, || cpu.linear(input, weight, out, rows).expect(name));
             };
