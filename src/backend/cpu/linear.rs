@@ -207,24 +207,44 @@ impl<'a, W: Element, I: Element> Block<'a, W, I> {
         Block { input, weight, out, rows, features, depth, row_stride }
     }
 
-    /// Computes `ROWS` rows from the block's row `row` on.
+    /// Computes `FEATURES` features from `feature` on of some rows from `row` on, and returns the number of
+    /// rows.
     #[inline(always)]
-    fn row_tile<D: Dot<Weight = W, Input = I>, const ROWS: usize>(&self, dot: D, row: usize) {
-        let num_features = self.features.len();
-        let mut feature = 0;
-        while feature + TILE_FEATURES <= num_features {
-            let sums = self.tile::<D, ROWS, TILE_FEATURES>(dot, row, feature);
-            for (r, sums) in sums.into_iter().enumerate() {
-                self.out_slice(row + r, feature, TILE_FEATURES).copy_from_slice(&dot.sum4(sums));
-            }
-            feature += TILE_FEATURES;
+    fn compute<D: Dot<Weight = W, Input = I>, const FEATURES: usize>(
+        &self,
+        dot: D,
+        row: usize,
+        feature: usize,
+    ) -> usize {
+        let count = (self.rows.len() - row).min(D::TILE_ROWS);
+        match count {
+            6 => self.store_tile::<D, 6, FEATURES>(dot, row, feature),
+            5 => self.store_tile::<D, 5, FEATURES>(dot, row, feature),
+            4 => self.store_tile::<D, 4, FEATURES>(dot, row, feature),
+            3 => self.store_tile::<D, 3, FEATURES>(dot, row, feature),
+            2 => self.store_tile::<D, 2, FEATURES>(dot, row, feature),
+            _ => self.store_tile::<D, 1, FEATURES>(dot, row, feature),
         }
-        while feature < num_features {
-            let sums = self.tile::<D, ROWS, 1>(dot, row, feature);
-            for (r, [sums]) in sums.into_iter().enumerate() {
-                self.out_slice(row + r, feature, 1)[0] = dot.sum(sums);
+        count
+    }
+
+    #[inline(always)]
+    fn store_tile<D: Dot<Weight = W, Input = I>, const ROWS: usize, const FEATURES: usize>(
+        &self,
+        dot: D,
+        row: usize,
+        feature: usize,
+    ) {
+        let sums = self.tile::<D, ROWS, FEATURES>(dot, row, feature);
+        for (r, sums) in sums.iter().enumerate() {
+            let out = self.out_slice(row + r, feature, FEATURES);
+            if let [a, b, c, d] = sums[..] {
+                out.copy_from_slice(&dot.sum4([a, b, c, d]));
+            } else {
+                for (out, &sums) in out.iter_mut().zip(sums) {
+                    *out = dot.sum(sums);
+                }
             }
-            feature += 1;
         }
     }
 
@@ -251,6 +271,7 @@ impl<'a, W: Element, I: Element> Block<'a, W, I> {
         let (input, weight) = (input.as_ptr(), weight.as_ptr());
         let mut sums = [[dot.zero(); FEATURES]; ROWS];
         let full = depth - depth % D::STEP;
+        let ahead = if self.rows.len() < WIDEN_ROWS { TILE_FEATURES } else { 0 };
         let mut i = 0;
         while i < full {
             // SAFETY: weight row 0 of the slice has `STEP` elements from `i` on.
@@ -258,6 +279,9 @@ impl<'a, W: Element, I: Element> Block<'a, W, I> {
             for f in 1..FEATURES {
                 // SAFETY: so has row `f`.
                 weights[f] = unsafe { dot.load_weight(weight.add(f * depth + i)) };
+            }
+            for f in 0..FEATURES {
+                dot.prefetch(weight.wrapping_add((f + ahead) * depth + i).cast());
             }
             for r in 0..ROWS {
                 // SAFETY: input row `r` of the slice has `STEP` elements from `i` on.
@@ -286,19 +310,30 @@ impl<'a, W: Element, I: Element> Block<'a, W, I> {
 impl<W: Element, I: Element> DotKernel<W, I> for Block<'_, W, I> {
     #[inline(always)]
     fn run<D: Dot<Weight = W, Input = I>>(self, dot: D) {
-        let num_rows = self.rows.len();
-        let mut row = 0;
-        while row < num_rows {
-            let count = (num_rows - row).min(D::TILE_ROWS);
-            match count {
-                6 => self.row_tile::<D, 6>(dot, row),
-                5 => self.row_tile::<D, 5>(dot, row),
-                4 => self.row_tile::<D, 4>(dot, row),
-                3 => self.row_tile::<D, 3>(dot, row),
-                2 => self.row_tile::<D, 2>(dot, row),
-                _ => self.row_tile::<D, 1>(dot, row),
+        let (num_rows, num_features) = (self.rows.len(), self.features.len());
+        let tiled_features = num_features - num_features % TILE_FEATURES;
+        if num_rows < WIDEN_ROWS {
+            for feature in (0..tiled_features).step_by(TILE_FEATURES) {
+                let mut row = 0;
+                while row < num_rows {
+                    row += self.compute::<D, TILE_FEATURES>(dot, row, feature);
+                }
             }
-            row += count;
+        } else {
+            let mut row = 0;
+            while row < num_rows {
+                let mut count = 0;
+                for feature in (0..tiled_features).step_by(TILE_FEATURES) {
+                    count = self.compute::<D, TILE_FEATURES>(dot, row, feature);
+                }
+                row += count.max(1);
+            }
+        }
+        for feature in tiled_features..num_features {
+            let mut row = 0;
+            while row < num_rows {
+                row += self.compute::<D, 1>(dot, row, feature);
+            }
         }
     }
 }

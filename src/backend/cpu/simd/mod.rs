@@ -32,6 +32,8 @@ pub(super) trait Simd: Copy {
     /// 8 or 16.
     const LANES: usize;
 
+    /// Asks for the cache line at `address`, which need not be valid.
+    fn prefetch(self, address: *const u8);
     fn splat(self, value: f32) -> Self::Vector;
     /// # Safety
     /// `source` is valid for reads of `LANES` values; the same holds for the loads below. No alignment needed.
@@ -173,6 +175,8 @@ pub(super) trait Dot: Copy {
     /// Input rows in a register tile of four weight rows.
     const TILE_ROWS: usize;
 
+    /// Asks for the cache line at `address`, which need not be valid.
+    fn prefetch(self, address: *const u8);
     fn zero(self) -> Self::Sums;
     /// # Safety
     /// `source` is valid for reads of `STEP` elements.
@@ -207,6 +211,11 @@ impl<S: Simd, W: Element> Dot for Widening<S, W> {
     const STEP: usize = S::LANES;
     // AVX-512 has 32 registers, its elders 16.
     const TILE_ROWS: usize = if S::LANES == 16 { 6 } else { 2 };
+
+    #[inline(always)]
+    fn prefetch(self, address: *const u8) {
+        self.simd.prefetch(address);
+    }
 
     #[inline(always)]
     fn zero(self) -> S::Vector {
