@@ -75,7 +75,7 @@ PYTHON
 
 fetch_cbindgen() {
   [ "$("$cbindgen" --version 2>/dev/null)" = "cbindgen $cbindgen_version" ] && return
-  say "installing cbindgen $cbindgen_version into .cache/ (about a minute)"
+  say "installing cbindgen $cbindgen_version into .cache/ (a minute or two)"
   cargo install --quiet --locked --force --root "$root/.cache/cbindgen" "cbindgen@$cbindgen_version" ||
     die "cargo install cbindgen failed"
 }

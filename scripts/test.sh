@@ -42,7 +42,6 @@ trap 'rm -f "$log"' EXIT
 if [ -z "$quick" ]; then
   heading "Setting up"
   "$root/scripts/setup.sh" --test || die "setting up failed; nothing was tested"
-  export CBINDGEN=$cbindgen
   say "ready"
 fi
 
