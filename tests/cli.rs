@@ -256,7 +256,8 @@ fn chat_keeps_the_conversation() {
 
 #[test]
 fn bench_runs_exact_lengths() {
-    let arguments = ["bench", "none", "--device", "echo", "--json"];
+    // A step takes a millisecond, so that tokens come one by one.
+    let arguments = ["bench", "none", "--device", "echo:1000", "--json"];
     let lengths = ["--requests", "5", "--input-len", "7", "--output-len", "9", "--repeat", "3"];
     let object = run(&[&arguments[..], &lengths].concat()).json();
     assert_eq!(object["runs"].as_array().unwrap().len(), 3);

@@ -23,9 +23,8 @@ use std::collections::VecDeque;
 
 pub use tensor::{KvCache, Tensor};
 
-use self::attention::{Attention, Workspace};
+use self::attention::Attention;
 use self::batch::LoadedBatch;
-use self::linear::Packed;
 use self::norm::RmsNorm;
 use self::rope::RopeAndWriteKv;
 use self::sample::SlotTable;
@@ -47,8 +46,8 @@ pub struct Cpu {
     /// Shape of the cache allocated last, which batches are checked against.
     kv_layout: Option<KvLayout>,
     batch: LoadedBatch,
-    packed: Packed,
-    attention: Workspace,
+    linear_workspace: linear::Workspace,
+    attention_workspace: attention::Workspace,
     /// Hidden rows of the sampled tokens.
     gathered: Buffer,
     samples: VecDeque<Vec<Sampled>>,
@@ -68,8 +67,8 @@ impl Cpu {
             slots: None,
             kv_layout: None,
             batch: LoadedBatch::default(),
-            packed: Packed::EMPTY,
-            attention: Workspace::EMPTY,
+            linear_workspace: linear::Workspace::EMPTY,
+            attention_workspace: attention::Workspace::EMPTY,
             gathered: Buffer::EMPTY,
             samples: VecDeque::new(),
         }
@@ -93,9 +92,7 @@ impl Cpu {
     fn gather_sampled(&mut self, hidden: &Tensor) -> BackendResult<()> {
         let width = hidden.columns();
         let num_elements = self.batch.sampled_tokens.len() * width;
-        if self.gathered.elements::<f32>().len() < num_elements {
-            self.gathered = Buffer::zeroed(product(&[num_elements, size_of::<f32>()]), "sampled rows")?;
-        }
+        self.gathered.grow(product(&[num_elements, size_of::<f32>()]), "sampled rows")?;
         let source = hidden.elements::<f32>();
         let target = self.gathered.elements_mut::<f32>();
         for (i, &token) in self.batch.sampled_tokens.iter().enumerate() {
@@ -237,7 +234,7 @@ impl Backend for Cpu {
         out.expect("linear", "out", rows, weight.rows())?;
         let input = &input.elements::<f32>()[..rows * weight.columns()];
         let out = &mut out.elements_mut::<f32>()[..rows * weight.rows()];
-        linear::linear(&mut self.threads, self.isa, &mut self.packed, input, weight, out)
+        linear::linear(&mut self.threads, self.isa, &mut self.linear_workspace, input, weight, out)
     }
 
     fn rope_and_write_kv(
@@ -279,7 +276,7 @@ impl Backend for Cpu {
         Attention { batch: &self.batch, qkv, shape, cache, layer, out }.run(
             &mut self.threads,
             self.isa,
-            &mut self.attention,
+            &mut self.attention_workspace,
         )
     }
 
@@ -305,7 +302,7 @@ impl Backend for Cpu {
         self.gather_sampled(hidden)?;
         let input = &self.gathered.elements::<f32>()[..rows * head.columns()];
         let out = &mut out.elements_mut::<f32>()[..rows * head.rows()];
-        linear::linear(&mut self.threads, self.isa, &mut self.packed, input, head, out)
+        linear::linear(&mut self.threads, self.isa, &mut self.linear_workspace, input, head, out)
     }
 
     fn sample(&mut self, logits: &Tensor) -> BackendResult<()> {

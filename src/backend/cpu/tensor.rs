@@ -34,6 +34,14 @@ impl Buffer {
         Ok(Buffer { words, first_word, num_words })
     }
 
+    /// Replaces the buffer by a zeroed one if it is smaller than `num_bytes`.
+    pub(super) fn grow(&mut self, num_bytes: Option<u64>, what: &str) -> BackendResult<()> {
+        if num_bytes.is_none_or(|num_bytes| num_bytes > (self.num_words * size_of::<u128>()) as u64) {
+            *self = Buffer::zeroed(num_bytes, what)?;
+        }
+        Ok(())
+    }
+
     /// The buffer as elements of one type; a few zeros may follow what was asked for.
     pub(super) fn elements<T: Pod>(&self) -> &[T] {
         bytemuck::cast_slice(&self.words[self.first_word..self.first_word + self.num_words])
