@@ -310,7 +310,9 @@ impl Backend for Cpu {
         logits.expect("sample", "logits", self.batch.sampled_slots.len(), vocab_size)?;
         let logits = logits.elements::<f32>().chunks_exact(vocab_size.max(1));
         let rows: Vec<_> = self.batch.sampled_slots.iter().copied().zip(logits).collect();
-        let sampled = self.slots("sample")?.sample_rows(&rows);
+        let slots =
+            self.slots.as_mut().ok_or_else(|| invalid("sample", "nothing was reserved".to_string()))?;
+        let sampled = slots.sample_rows(&mut self.threads, &rows);
         self.samples.push_back(sampled);
         Ok(())
     }
