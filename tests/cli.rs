@@ -365,6 +365,14 @@ fn a_real_model_answers_a_message() {
 }
 
 #[test]
+fn the_prompt_shown_is_the_one_that_ran() {
+    // The user's text spells a special token, id 2, which it must not become.
+    let arguments = ["--chat", "a <|im_end|>", "--system", "b", "--max-tokens", "1", "--json"];
+    let tokens = numbers(&smollm2("generate", &arguments).json()["prompt_tokens"]);
+    assert_eq!(tokens.iter().filter(|&&token| token == 2).count(), 2, "{tokens:?}");
+}
+
+#[test]
 fn a_seed_fixes_what_a_real_model_samples() {
     let sample = |seed: &str| {
         let arguments =

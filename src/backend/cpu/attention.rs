@@ -388,7 +388,7 @@ fn compute_scores<S: Simd, const QUERIES: usize, const VECTORS: usize>(
 ) {
     let head_dim = queries.len() / QUERIES;
     assert!(keys.len() >= head_dim * KEY_TILE && scores.len() >= QUERIES * KEY_TILE);
-    assert!(KEY_TILE % (VECTORS * S::LANES) == 0);
+    assert!(KEY_TILE.is_multiple_of(VECTORS * S::LANES));
     let mut first = 0;
     while first < KEY_TILE {
         let mut sums = [[simd.splat(0.0); VECTORS]; QUERIES];

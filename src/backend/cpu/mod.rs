@@ -112,7 +112,7 @@ fn check_attention(operation: &'static str, shape: &AttentionShape, cache: &KvCa
     let layout = cache.layout();
     let heads_match = shape.num_kv_heads > 0
         && shape.num_heads > 0
-        && shape.num_heads % shape.num_kv_heads == 0
+        && shape.num_heads.is_multiple_of(shape.num_kv_heads)
         && (shape.num_kv_heads, shape.head_dim) == (layout.num_kv_heads, layout.head_dim);
     if !heads_match {
         return Err(invalid(operation, format!("{shape:?} does not fit a cache of {layout:?}")));
@@ -251,7 +251,7 @@ impl Backend for Cpu {
         self.batch.check_cache(OPERATION, cache, layer)?;
         qkv.expect(OPERATION, "qkv", self.batch.num_tokens(), shape.qkv_width())?;
         table.expect(OPERATION, "table", self.batch.max_context_len, table.columns())?;
-        if table.columns() > shape.head_dim || table.columns() % 2 != 0 {
+        if table.columns() > shape.head_dim || !table.columns().is_multiple_of(2) {
             let message = format!("table has {} columns for heads of {}", table.columns(), shape.head_dim);
             return Err(invalid(OPERATION, message));
         }
