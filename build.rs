@@ -27,8 +27,8 @@ fn main() {
     name_library(&format!("libinflight.so.{major}"));
 }
 
-/// Programs look for the library by its soname, also in the build folder, where cargo gives it no such name. The
-/// link points to what cargo is about to build.
+/// Programs look for the library by its soname, also in the build folder, where cargo gives it no such name.
+/// The link points to what cargo is about to build.
 fn name_library(soname: &str) {
     let out_dir = env::var_os("OUT_DIR").unwrap_or_default();
     // OUT_DIR is PROFILE/build/PACKAGE/out.

@@ -5,11 +5,11 @@
  *
  * INTRODUCTION
  *
- * An engine loads a model and runs any number of requests together, in flight, on threads of its own. The host
- * enqueues requests from any thread and polls events: tokens and text as they are made, and for each request
- * one last event that says how it ended. There is no server, no daemon and no Python. The library opens no sockets,
- * writes to no standard stream, installs no signal handlers, does not change the environment, and reads no file
- * outside the model.
+ * An engine loads a model and runs any number of requests together, in flight, on threads of its own. The
+ * host enqueues requests from any thread and polls events: tokens and text as they are made, and for each
+ * request one last event that says how it ended. There is no server, no daemon and no Python. The library
+ * opens no sockets, writes to no standard stream, installs no signal handlers, does not change the
+ * environment, and reads no file outside the model.
  *
  * The smallest program; link it with -linflight:
  *
@@ -60,43 +60,44 @@
  * ifl_error_free. Outputs stand before error and are written only on success; error is written only on
  * failure.
  *
- * Text. All text is UTF-8. Text for the library is a pointer and a length in bytes; the length IFL_NUL_TERMINATED
- * means up to the NUL. Text from the library has a length and is NUL-terminated as well.
+ * Text. All text is UTF-8. Text for the library is a pointer and a length in bytes; the length
+ * IFL_NUL_TERMINATED means up to the NUL. Text from the library has a length and is NUL-terminated as well.
  *
- * Handles. ifl_engine and ifl_queue look like pointers but are keys that are never reused: a handle that is NULL,
- * destroyed, or of another kind gives IFL_INVALID_HANDLE, and destroying one twice does no harm.
+ * Handles. ifl_engine and ifl_queue look like pointers but are keys that are never reused: a handle that is
+ * NULL, destroyed, or of another kind gives IFL_INVALID_HANDLE, and destroying one twice does no harm.
  *
  * Objects. ifl_events, ifl_error and ifl_buffer are memory that a call hands to the caller, to free with the
  * function of that name. Freeing NULL does nothing; freeing twice is an error that the library cannot see.
  * They never change, so any thread may read them.
  *
- * Structs. Every struct starts with struct_size, its sizeof in the program, and later versions of the library only
- * add fields at the end. A program and a library of different age therefore agree: fields that an older
+ * Structs. Every struct starts with struct_size, its sizeof in the program, and later versions of the library
+ * only add fields at the end. A program and a library of different age therefore agree: fields that an older
  * program does not know get their defaults, and fields that an older library does not know must be 0, else
- * IFL_INVALID_STRUCT_SIZE. Structs for the library are filled with defaults by ifl_..._init, or where they are declared
- * by the macro IFL_..._INIT; the two do the same, the macro without a call. Structs hold no padding,
- * no bit fields, no other structs, and only types of fixed width. Flags are uint32_t, 0 or 1.
+ * IFL_INVALID_STRUCT_SIZE. Structs for the library are filled with defaults by ifl_..._init, or where they
+ * are declared by the macro IFL_..._INIT; the two do the same, the macro without a call. Structs hold no
+ * padding, no bit fields, no other structs, and only types of fixed width. Flags are uint32_t, 0 or 1.
  *
- * Threads. Every function may be called from any thread at any time, unless its description says otherwise. Handles
- * may be destroyed while other threads use them; those get what is left or an error. The library calls the host
- * only through the two callbacks of ifl_engine_options, which may be left out.
+ * Threads. Every function may be called from any thread at any time, unless its description says otherwise.
+ * Handles may be destroyed while other threads use them; those get what is left or an error. The library
+ * calls the host only through the two callbacks of ifl_engine_options, which may be left out.
  *
- * What the library cannot check is the caller's promise: a pointer that is not NULL points to as much valid memory
- * as its type, its length or its struct_size says, and no thread writes there during the call.
+ * What the library cannot check is the caller's promise: a pointer that is not NULL points to as much valid
+ * memory as its type, its length or its struct_size says, and no thread writes there during the call.
  *
- * Failures. Nothing ends the process or unwinds into the host: a defect in the library becomes IFL_INTERNAL. A fatal
- * error of a device ends the engines on it, and their requests, with IFL_DEVICE_LOST; other engines go on. With
- * CUDA, a kernel that traps makes that device unusable for the rest of the process's life, for every user of it in the
- * process: the damage is contained, not undone.
+ * Failures. Nothing ends the process or unwinds into the host: a defect in the library becomes IFL_INTERNAL.
+ * A fatal error of a device ends the engines on it, and their requests, with IFL_DEVICE_LOST; other engines
+ * go on. With CUDA, a kernel that traps makes that device unusable for the rest of the process's life, for
+ * every user of it in the process: the damage is contained, not undone.
  *
- * fork. A child process must not use the handles of its parent; every call gives IFL_FORKED, and destroying
- * does nothing. The child may create engines of its own. The parent is not affected.
+ * fork. A child process must not use the handles of its parent: every call gives IFL_FORKED, and destroying
+ * does nothing. The parent is not affected. A child that is to run engines of its own is best forked before its
+ * parent creates any: what other threads were doing at that moment stays half done in the child.
  *
- * Versions. IFL_VERSION is the header's, ifl_version the library's. From 1.0 on, programs run with every later
- * library of the same major version; the file is called libinflight.so.MAJOR.
+ * Versions. IFL_VERSION is the header's, ifl_version the library's. From 1.0 on, programs run with every
+ * later library of the same major version; the file is called libinflight.so.MAJOR.
  *
- * To test a host without a model, use the device "echo": it needs no files and answers with the prompt. Its tokens are
- * the bytes of the text.
+ * To test a host without a model, use the device "echo": it needs no files and answers with the prompt. Its
+ * tokens are the bytes of the text.
  */
 
 #ifndef INFLIGHT_H
@@ -141,8 +142,8 @@
     }
 
 
-/// Values of an ifl_status. Numbers are never changed and never reused. A newer library may return numbers that
-/// this header does not list; treat those by their category.
+/// Values of an ifl_status. Numbers are never changed and never reused. A newer library may return numbers
+/// that this header does not list; treat those by their category.
 ///
 /// 1 to 99 blame the call's arguments, 100 to 199 the model's files, 200 to 299 a shortage, 300 to 399 the
 /// device, 400 to 499 the state of the engine or the request, and 900 and up a defect in the library.
@@ -306,16 +307,17 @@ typedef enum {
     IFL_TEXT_GENERATION_PROMPT = 8,
 } ifl_text_flags_value;
 
-/// A text or a list of token ids that a call returns. An object and not memory of the caller's, because how long
-/// it is shows only when the work is done: so the work is done once, and nothing is ever cut short. Owned by the
-/// caller, who frees it with ifl_buffer_free; it is independent of the engine and never changes.
+/// A text or a list of token ids that a call returns. An object and not memory of the caller's, because how
+/// long it is shows only when the work is done: so the work is done once, and nothing is ever cut short.
+/// Owned by the caller, who frees it with ifl_buffer_free; it is independent of the engine and never changes.
 ///
 /// Functions: ifl_buffer_text, ifl_buffer_tokens, ifl_buffer_free. Since 0.1.0.
 typedef struct ifl_buffer ifl_buffer;
 
 /// A loaded model and the threads that run it. A handle, not a pointer: never dereferenced, never reused.
 ///
-/// Functions: ifl_engine_*, ifl_queue_create, ifl_tokenize, ifl_detokenize, ifl_apply_chat_template. Since 0.1.0.
+/// Functions: ifl_engine_*, ifl_queue_create, ifl_tokenize, ifl_detokenize, ifl_apply_chat_template. Since
+/// 0.1.0.
 typedef struct ifl_engine ifl_engine;
 
 /// What went wrong in one call: a status for the program and a message for a person. Owned by the caller, who
@@ -330,21 +332,22 @@ typedef struct ifl_error ifl_error;
 /// Functions: ifl_events_count, ifl_events_get, ifl_events_free. Since 0.1.0.
 typedef struct ifl_events ifl_events;
 
-/// A completion queue: name it in requests, and their events come here and not to the engine's own queue. So the
-/// parts of a host drain their own requests. A handle, not a pointer: never dereferenced, never reused.
+/// A completion queue: name it in requests, and their events come here and not to the engine's own queue. So
+/// the parts of a host drain their own requests. A handle, not a pointer: never dereferenced, never reused.
 ///
 /// Functions: ifl_queue_create, ifl_queue_poll, ifl_queue_fd, ifl_queue_destroy. Since 0.1.0.
 typedef struct ifl_queue ifl_queue;
+
+/// Outcome of a call or of a request, an ifl_status_value. 0 is success, so "if (status)" reads "if it
+/// failed".
+///
+/// Since 0.1.0.
+typedef int32_t ifl_status;
 
 /// Who can do something about a status, an ifl_category_value.
 ///
 /// Since 0.1.0.
 typedef int32_t ifl_category;
-
-/// Outcome of a call or of a request, an ifl_status_value. 0 is success, so "if (status)" reads "if it failed".
-///
-/// Since 0.1.0.
-typedef int32_t ifl_status;
 
 /// Type that weights are kept in, an ifl_dtype_value.
 ///
@@ -363,9 +366,11 @@ typedef int32_t ifl_log_level;
 /// - message: UTF-8, NUL-terminated; valid during the call only.
 /// - message_len: its length in bytes without the NUL.
 ///
-/// Threads: called on the engine's threads and on threads that call the engine, by several at once, never while the
-/// library holds a lock. It may call this library, but not destroy its own engine. It must return: no longjmp, no
-/// C++ exception, no unwinding may leave it. It is not called any more once ifl_engine_destroy has returned.
+/// Threads: called on the engine's threads and on threads that call the engine, by several at once, and never
+/// while the library holds a lock that its functions take. It may call this library, but not destroy its own
+/// engine. It must return: no longjmp, no C++ exception, no unwinding may leave it. It is not called any more
+/// once ifl_engine_destroy has returned, unless a call was under way then and takes longer than half a
+/// second.
 /// Since 0.1.0.
 typedef void (*ifl_log_callback)(void *user_data,
                                  ifl_log_level level,
@@ -385,9 +390,9 @@ typedef int32_t (*ifl_progress_callback)(void *user_data,
                                          uint64_t bytes_done,
                                          uint64_t bytes_total);
 
-/// What ifl_engine_create loads, and how. Fill it with ifl_engine_options_init or IFL_ENGINE_OPTIONS_INIT, then
-/// set what should differ. Only model is required; 0 and NULL mean "choose for me" in every other field. The library
-/// reads the struct, and what it points to, during the call only.
+/// What ifl_engine_create loads, and how. Fill it with ifl_engine_options_init or IFL_ENGINE_OPTIONS_INIT,
+/// then set what should differ. Only model is required; 0 and NULL mean "choose for me" in every other field.
+/// The library reads the struct, and what it points to, during the call only.
 ///
 /// Since 0.1.0.
 typedef struct {
@@ -395,12 +400,14 @@ typedef struct {
     uint32_t struct_size;
     /// Type to keep weights in.
     ifl_dtype dtype;
-    /// Path of a model directory in Hugging Face layout, or of a GGUF file; UTF-8. Not used by the device "echo".
+    /// Path of a model directory in Hugging Face layout, or of a GGUF file; UTF-8. Not used by the device
+    /// "echo".
     const char *model;
     /// Length of model in bytes, or IFL_NUL_TERMINATED, the default.
     uint64_t model_len;
-    /// "auto" (the default), "cpu", "cuda", "cuda:0", "cuda:0,1" (more than one: tensor parallel), or "echo", which
-    /// needs no model and answers with the prompt, byte for byte ("echo:1000": 1000 microseconds a step).
+    /// "auto" (the default), "cpu", "cuda", "cuda:0", "cuda:0,1" (more than one: tensor parallel), or "echo",
+    /// which needs no model and answers with the prompt, byte for byte ("echo:1000": 1000 microseconds a
+    /// step).
     const char *device;
     /// Length of device in bytes, or IFL_NUL_TERMINATED, the default.
     uint64_t device_len;
@@ -412,8 +419,8 @@ typedef struct {
     uint32_t max_model_len;
     /// Tokens in a block of the KV cache, a multiple of 16; default 64.
     uint32_t kv_block_size;
-    /// Bytes for the KV cache, per device; default: enough for max_num_sequences full contexts, at most a quarter
-    /// of the memory that is available.
+    /// Bytes for the KV cache, per device; default: enough for max_num_sequences full contexts, at most a
+    /// quarter of the memory that is available.
     uint64_t kv_cache_bytes;
     /// Hard limit in bytes on weights, KV cache and workspace together, per device; default: none.
     uint64_t memory_limit_bytes;
@@ -440,9 +447,9 @@ typedef struct {
 /// Since 0.1.0.
 typedef int32_t ifl_prompt_kind;
 
-/// One request. Fill it with ifl_request_init or IFL_REQUEST_INIT, then set prompt and what should differ from the
-/// defaults. The library reads the struct, and what it points to, during ifl_engine_enqueue only. Flags are 0
-/// or 1.
+/// One request. Fill it with ifl_request_init or IFL_REQUEST_INIT, then set prompt and what should differ
+/// from the defaults. The library reads the struct, and what it points to, during ifl_engine_enqueue only.
+/// Flags are 0 or 1.
 ///
 /// Since 0.1.0.
 typedef struct {
@@ -458,10 +465,11 @@ typedef struct {
     const uint32_t *prompt_tokens;
     /// Number of prompt_tokens.
     uint64_t num_prompt_tokens;
-    /// Flag: the tokenizer adds what the model expects around a text, such as a first token. For IFL_PROMPT_TEXT;
-    /// default 1.
+    /// Flag: the tokenizer adds what the model expects around a text, such as a first token. For
+    /// IFL_PROMPT_TEXT; default 1.
     uint32_t add_special_tokens;
-    /// Flag: the text may spell special tokens. For IFL_PROMPT_TEXT; default 0, which is safe for untrusted text.
+    /// Flag: the text may spell special tokens. For IFL_PROMPT_TEXT; default 0, which is safe for untrusted
+    /// text.
     uint32_t parse_special_tokens;
     /// Most tokens to produce; 0, the default: until the context is full.
     uint32_t max_tokens;
@@ -489,7 +497,8 @@ typedef struct {
     const uint64_t *stop_string_lens;
     /// Number of stop_strings.
     uint64_t num_stop_strings;
-    /// In [0, 100]; 0 always takes the likeliest token. Default IFL_MODEL_DEFAULT: what the model's files recommend.
+    /// In [0, 100]; 0 always takes the likeliest token. Default IFL_MODEL_DEFAULT: what the model's files
+    /// recommend.
     float temperature;
     /// Samples among the top_k likeliest tokens only; 0: off. Default IFL_MODEL_DEFAULT.
     int32_t top_k;
@@ -535,8 +544,8 @@ typedef int32_t ifl_finish_reason;
 ///
 /// Since 0.1.0.
 typedef struct {
-    /// Size of the struct in the library that made it. Where this is less than your sizeof, the fields beyond it
-    /// do not exist.
+    /// Size of the struct in the library that made it. Where this is less than your sizeof, the fields beyond
+    /// it do not exist.
     uint32_t struct_size;
     /// What the event says.
     ifl_event_kind kind;
@@ -548,14 +557,14 @@ typedef struct {
     const uint32_t *token_ids;
     /// Number of token_ids; may be 0 where text was held back and is released now.
     uint64_t num_tokens;
-    /// Text that these tokens and earlier ones complete: UTF-8, always whole code points, NUL-terminated, never NULL.
-    /// Pieces of one request in a row are the whole text.
+    /// Text that these tokens and earlier ones complete: UTF-8, always whole code points, NUL-terminated,
+    /// never NULL. Pieces of one request in a row are the whole text.
     const char *text;
     /// Length of text in bytes without the NUL; may be 0. Text can hold NUL characters of its own.
     uint64_t text_len;
-    /// Tokens of which the log-probability is reported: num_logprobs for each of token_ids, of which the first is the
-    /// token itself and the others the likeliest tokens, in falling order. Those of token i start at
-    /// index i * num_logprobs. NULL where none were asked for.
+    /// Tokens of which the log-probability is reported: num_logprobs for each of token_ids, of which the
+    /// first is the token itself and the others the likeliest tokens, in falling order. Those of token i
+    /// start at index i * num_logprobs. NULL where none were asked for.
     const uint32_t *logprob_tokens;
     /// Natural logarithms of their probabilities under the model, before penalties, bias and temperature;
     /// indexed as logprob_tokens. A row with fewer entries is filled up with the token IFL_NO_TOKEN.
@@ -676,14 +685,14 @@ extern "C" {
 ///
 /// Returns a NUL-terminated text that lives as long as the library; never NULL.
 /// Threads: any, at any time. Errors: none. Since 0.1.0.
-const char *ifl_status_name(int32_t status);
+const char *ifl_status_name(ifl_status status);
 
 /// Category of a status.
 ///
 /// - status: any number; one that the library does not know counts as IFL_CATEGORY_INTERNAL.
 ///
 /// Threads: any, at any time. Errors: none. Since 0.1.0.
-ifl_category ifl_status_category(int32_t status);
+ifl_category ifl_status_category(ifl_status status);
 
 /// 1 where the same call can succeed later without any change by the caller (after IFL_BUSY: once requests
 /// have ended), 0 otherwise.
@@ -691,7 +700,7 @@ ifl_category ifl_status_category(int32_t status);
 /// - status: any number; one that the library does not know gives 0.
 ///
 /// Threads: any, at any time. Errors: none. Since 0.1.0.
-uint32_t ifl_status_is_retryable(int32_t status);
+uint32_t ifl_status_is_retryable(ifl_status status);
 
 /// The status that the failed call returned.
 ///
@@ -717,8 +726,8 @@ const char *ifl_error_message(const ifl_error *error,
 /// Threads: any; no other thread may use the error any more. Errors: none. Since 0.1.0.
 void ifl_error_free(ifl_error *error);
 
-/// Fills options with the defaults: everything 0 and NULL but the struct's size and the text lengths, which are
-/// IFL_NUL_TERMINATED.
+/// Fills options with the defaults: everything 0 and NULL but the struct's size and the text lengths, which
+/// are IFL_NUL_TERMINATED.
 ///
 /// - options: memory for the struct. Not NULL.
 /// - struct_size: sizeof(ifl_engine_options) as your compiler sees it. A newer library never writes more than
@@ -734,8 +743,8 @@ ifl_status ifl_engine_options_init(ifl_engine_options *options,
 /// Fills a request with the defaults that the fields' descriptions give.
 ///
 /// - request: memory for the struct. Not NULL.
-/// - struct_size: sizeof(ifl_request) as your compiler sees it. A newer library never writes more than that, so an
-///   old program stays safe; what an older library does not know becomes 0.
+/// - struct_size: sizeof(ifl_request) as your compiler sees it. A newer library never writes more than that,
+///   so an old program stays safe; what an older library does not know becomes 0.
 /// - error: receives the error where the call fails; may be NULL.
 ///
 /// Threads: any, at any time. Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_STRUCT_SIZE; nothing is written then.
@@ -756,8 +765,8 @@ uint64_t ifl_events_count(const ifl_events *events);
 /// - events: a batch, or NULL, which is the empty batch.
 /// - index: 0 to ifl_events_count - 1.
 ///
-/// Returns the event, which belongs to the batch and lives until ifl_events_free, or NULL for an index beyond the
-/// last, so that a loop needs no count.
+/// Returns the event, which belongs to the batch and lives until ifl_events_free, or NULL for an index beyond
+/// the last, so that a loop needs no count.
 /// Threads: any, at any time. Errors: none. Since 0.1.0.
 const ifl_event *ifl_events_get(const ifl_events *events,
                                 uint64_t index);
@@ -775,15 +784,17 @@ void ifl_events_free(ifl_events *events);
 /// - engine: receives the handle; end it with ifl_engine_destroy. Not NULL.
 /// - error: receives the error where the call fails; may be NULL.
 ///
-/// Threads: any, at any time. Takes as long as loading does; the progress callback of the options can abort it.
-/// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_STRUCT_SIZE, IFL_INVALID_UTF8; IFL_MODEL_NOT_FOUND, IFL_MODEL_IO,
-/// IFL_MODEL_INVALID, IFL_MODEL_UNSUPPORTED; IFL_OUT_OF_MEMORY, IFL_DEVICE_OUT_OF_MEMORY, IFL_MEMORY_LIMIT;
-/// IFL_DEVICE_UNAVAILABLE, IFL_DEVICE_LOST; IFL_ABORTED. Since 0.1.0.
+/// Threads: any, at any time. Takes as long as loading does; the progress callback of the options can abort
+/// it.
+/// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_STRUCT_SIZE, IFL_INVALID_UTF8; IFL_MODEL_NOT_FOUND,
+/// IFL_MODEL_IO, IFL_MODEL_INVALID, IFL_MODEL_UNSUPPORTED; IFL_OUT_OF_MEMORY, IFL_DEVICE_OUT_OF_MEMORY,
+/// IFL_MEMORY_LIMIT; IFL_DEVICE_UNAVAILABLE, IFL_DEVICE_LOST; IFL_ABORTED. Since 0.1.0.
 ifl_status ifl_engine_create(const ifl_engine_options *options,
                              ifl_engine **engine,
                              ifl_error **error);
 
-/// Says what ifl_engine_create with the same options would reserve. Reads the model's description but no weights.
+/// Says what ifl_engine_create with the same options would reserve. Reads the model's description but no
+/// weights.
 ///
 /// - options: what would be loaded, and how; read during the call only. Not NULL.
 /// - plan: receives the figures; its struct_size is set. Not NULL.
@@ -800,8 +811,8 @@ ifl_status ifl_engine_plan(const ifl_engine_options *options,
 ///
 /// - engine: the engine.
 /// - request: what to do; read during the call only. Not NULL.
-/// - request_id: receives the request's id, never 0 and never used again by this engine; may be NULL. Another thread
-///   may see the request's first events before this call returns: tell them apart by user_data.
+/// - request_id: receives the request's id, never 0 and never used again by this engine; may be NULL. Another
+///   thread may see the request's first events before this call returns: tell them apart by user_data.
 /// - error: receives the error where the call fails; may be NULL. The request was not accepted then and gives
 ///   no events.
 ///
@@ -814,8 +825,9 @@ ifl_status ifl_engine_enqueue(ifl_engine *engine,
                               uint64_t *request_id,
                               ifl_error **error);
 
-/// Takes every event that waits in the engine's own queue. Events of one request come in order, tokens are neither
-/// lost nor doubled. A request whose events are not polled is paused after max_unread_tokens; others go on.
+/// Takes every event that waits in the engine's own queue. Events of one request come in order, tokens are
+/// neither lost nor doubled. A request whose events are not polled is paused after max_unread_tokens; others
+/// go on.
 ///
 /// - engine: the engine.
 /// - timeout_ms: 0: do not block; -1: wait until there is an event; otherwise wait at most so many
@@ -824,15 +836,15 @@ ifl_status ifl_engine_enqueue(ifl_engine *engine,
 /// - error: receives the error where the call fails; may be NULL.
 ///
 /// Threads: any, at any time; each event goes to one of the callers.
-/// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_HANDLE, IFL_FORKED; IFL_CLOSED, or what ended the engine, once the
-/// engine has ended and the queue is empty. Since 0.1.0.
+/// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_HANDLE, IFL_FORKED; IFL_CLOSED, or what ended the engine, once
+/// the engine has ended and the queue is empty. Since 0.1.0.
 ifl_status ifl_engine_poll(ifl_engine *engine,
                            int32_t timeout_ms,
                            ifl_events **events,
                            ifl_error **error);
 
-/// Asks for a request's end within one step. Its last event says IFL_FINISH_CANCELLED, or how it ended if it was
-/// faster. Cancelling twice, or what has ended, or what never was, does nothing.
+/// Asks for a request's end within one step. Its last event says IFL_FINISH_CANCELLED, or how it ended if it
+/// was faster. Cancelling twice, or what has ended, or what never was, does nothing.
 ///
 /// - engine: the engine.
 /// - request_id: from ifl_engine_enqueue.
@@ -891,8 +903,8 @@ ifl_status ifl_engine_device(ifl_engine *engine,
                              ifl_buffer **device,
                              ifl_error **error);
 
-/// Ends every request with IFL_FINISH_ERROR and IFL_CLOSED and stops the engine's threads, but keeps the handle:
-/// events can still be polled, after which polling gives IFL_CLOSED. Closing twice does nothing.
+/// Ends every request with IFL_FINISH_ERROR and IFL_CLOSED and stops the engine's threads, but keeps the
+/// handle: events can still be polled, after which polling gives IFL_CLOSED. Closing twice does nothing.
 ///
 /// - engine: the engine.
 /// - error: receives the error where the call fails; may be NULL.
@@ -902,8 +914,8 @@ ifl_status ifl_engine_device(ifl_engine *engine,
 ifl_status ifl_engine_close(ifl_engine *engine,
                             ifl_error **error);
 
-/// Closes the engine as ifl_engine_close does, ends the handle and frees the engine's memory. Threads that wait in
-/// ifl_engine_poll get the events that are left and then IFL_CLOSED. Queues of ifl_queue_create stay.
+/// Closes the engine as ifl_engine_close does, ends the handle and frees the engine's memory. Threads that
+/// wait in ifl_engine_poll get the events that are left and then IFL_CLOSED. Queues of ifl_queue_create stay.
 ///
 /// - engine: the engine. NULL, an engine that was destroyed already, and one made before a fork by another
 ///   process are left alone.
@@ -934,15 +946,15 @@ ifl_status ifl_queue_create(ifl_engine *engine,
 /// - error: receives the error where the call fails; may be NULL.
 ///
 /// Threads: any, at any time; each event goes to one of the callers.
-/// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_HANDLE, IFL_FORKED; IFL_CLOSED, or what ended the engine, once the
-/// engine has ended and the queue is empty. Since 0.1.0.
+/// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_HANDLE, IFL_FORKED; IFL_CLOSED, or what ended the engine, once
+/// the engine has ended and the queue is empty. Since 0.1.0.
 ifl_status ifl_queue_poll(ifl_queue *queue,
                           int32_t timeout_ms,
                           ifl_events **events,
                           ifl_error **error);
 
-/// A descriptor that is readable (poll, select, epoll: POLLIN) while events wait in the queue or the engine has ended;
-/// then call ifl_queue_poll with timeout 0.
+/// A descriptor that is readable (poll, select, epoll: POLLIN) while events wait in the queue or the engine
+/// has ended; then call ifl_queue_poll with timeout 0.
 ///
 /// - queue: the queue.
 /// - fd: receives the descriptor, the same at each call. It belongs to the queue and is closed by
@@ -1001,8 +1013,8 @@ ifl_status ifl_detokenize(ifl_engine *engine,
                           ifl_buffer **text,
                           ifl_error **error);
 
-/// The text that the model's chat template makes of chat messages. Requests need no such call: they may carry the
-/// messages themselves (IFL_PROMPT_CHAT), and then content cannot spell special tokens.
+/// The text that the model's chat template makes of chat messages. Requests need no such call: they may carry
+/// the messages themselves (IFL_PROMPT_CHAT), and then content cannot spell special tokens.
 ///
 /// - engine: the engine whose model's template to use.
 /// - messages: JSON array of messages, such as [{"role": "user", "content": "Hello"}], UTF-8.
@@ -1012,8 +1024,8 @@ ifl_status ifl_detokenize(ifl_engine *engine,
 /// - error: receives the error where the call fails; may be NULL.
 ///
 /// Threads: any, at any time; the work, at most 50 ms and 16 MiB of text, is done on the calling thread.
-/// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_UTF8, IFL_INVALID_HANDLE, IFL_FORKED; IFL_UNSUPPORTED where the model
-/// has no template; IFL_TEMPLATE_FAILED. Since 0.1.0.
+/// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_UTF8, IFL_INVALID_HANDLE, IFL_FORKED; IFL_UNSUPPORTED where the
+/// model has no template; IFL_TEMPLATE_FAILED. Since 0.1.0.
 ifl_status ifl_apply_chat_template(ifl_engine *engine,
                                    const char *messages,
                                    uint64_t messages_len,
@@ -1026,8 +1038,8 @@ ifl_status ifl_apply_chat_template(ifl_engine *engine,
 /// - buffer: a buffer, or NULL.
 /// - len: receives the length in bytes without the NUL; may be NULL.
 ///
-/// Returns UTF-8, NUL-terminated, which belongs to the buffer and lives until ifl_buffer_free; NULL, and a length
-/// of 0, where the buffer is NULL or holds tokens.
+/// Returns UTF-8, NUL-terminated, which belongs to the buffer and lives until ifl_buffer_free; NULL, and a
+/// length of 0, where the buffer is NULL or holds tokens.
 /// Threads: any, at any time. Errors: none. Since 0.1.0.
 const char *ifl_buffer_text(const ifl_buffer *buffer,
                             uint64_t *len);
@@ -1050,8 +1062,8 @@ const uint32_t *ifl_buffer_tokens(const ifl_buffer *buffer,
 /// Threads: any; no other thread may use the buffer any more. Errors: none. Since 0.1.0.
 void ifl_buffer_free(ifl_buffer *buffer);
 
-/// Version of the library that is running, as IFL_VERSION is of the header that the program was compiled with:
-/// major * 10000 + minor * 100 + patch.
+/// Version of the library that is running, as IFL_VERSION is of the header that the program was compiled
+/// with: major * 10000 + minor * 100 + patch.
 ///
 /// A program compiled with one header runs with every later library of the same major version.
 ///

@@ -19,9 +19,9 @@ heading "Setting up"
 "$root/scripts/setup.sh"
 say "ready"
 
-heading "Building the library"
-(cd "$root" && cargo build --release --quiet)
-ls -l "$target/release/libinflight.so"
+heading "Building the library (the first time takes a few minutes)"
+(cd "$root" && cargo build --release --locked)
+say "$target/release/libinflight.so"
 
 heading "Building examples/c/generate.c"
 program=$target/demo/generate

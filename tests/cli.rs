@@ -256,7 +256,8 @@ fn chat_keeps_the_conversation() {
 
 #[test]
 fn bench_runs_exact_lengths() {
-    let arguments = ["bench", "none", "--device", "echo", "--json"];
+    // A step takes a millisecond, so that tokens come one by one.
+    let arguments = ["bench", "none", "--device", "echo:1000", "--json"];
     let lengths = ["--requests", "5", "--input-len", "7", "--output-len", "9", "--repeat", "3"];
     let object = run(&[&arguments[..], &lengths].concat()).json();
     assert_eq!(object["runs"].as_array().unwrap().len(), 3);
@@ -361,6 +362,14 @@ fn a_real_model_answers_a_message() {
         assert_eq!((logprob[0]["token"].as_u64(), logprob.as_array().unwrap().len()), (Some(*token), 3));
         assert!((-20.0..=0.0).contains(&logprob[0]["logprob"].as_f64().unwrap()), "{logprob}");
     }
+}
+
+#[test]
+fn the_prompt_shown_is_the_one_that_ran() {
+    // The user's text spells a special token, id 2, which it must not become.
+    let arguments = ["--chat", "a <|im_end|>", "--system", "b", "--max-tokens", "1", "--json"];
+    let tokens = numbers(&smollm2("generate", &arguments).json()["prompt_tokens"]);
+    assert_eq!(tokens.iter().filter(|&&token| token == 2).count(), 2, "{tokens:?}");
 }
 
 #[test]

@@ -49,7 +49,7 @@ fn extend_hash(prefix: u64, token: u32) -> u64 {
 /// The model: what follows a history. `None` is a numeric error.
 fn sample(hash: u64, output_index: usize) -> Option<u32> {
     let value = mix(hash ^ output_index as u64);
-    (value % 997 != 0).then_some((value % VOCAB) as u32)
+    (!value.is_multiple_of(997)).then_some((value % VOCAB) as u32)
 }
 
 /// What a request must produce if nothing ends it early.

@@ -1,4 +1,5 @@
-/* Asks a model: streams one answer to the terminal, or runs many prompts together and shows each answer as it ends.
+/* Asks a model: streams one answer to the terminal, or runs many prompts together and shows each answer as it
+ * ends.
  *
  *     cc -std=c99 -Iinclude examples/c/generate.c -Ltarget/release -linflight -o generate
  */
@@ -59,13 +60,14 @@ static void fail_usage(const char *what, const char *argument)
     exit(2);
 }
 
-/* Ends the program where a call of the library has failed. The error comes by address, since the call that stores it
- * may be the first argument, and arguments have no order. */
+/* Ends the program where a call of the library has failed. The error comes by address, since the call that
+ * stores it may be the first argument, and arguments are evaluated in no order. */
 static void check(ifl_status status, ifl_error **error, const char *what)
 {
     if (status) {
         fflush(stdout);
-        fprintf(stderr, "generate: %s: %s: %s\n", what, ifl_status_name(status), ifl_error_message(*error, NULL));
+        fprintf(stderr, "generate: %s: %s: %s\n", what, ifl_status_name(status),
+                ifl_error_message(*error, NULL));
         ifl_error_free(*error);
         exit(1);
     }

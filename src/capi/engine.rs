@@ -4,19 +4,34 @@ use super::error::ifl_error;
 use super::events::ifl_events;
 use super::ffi::{Sized32, guard, guard_value};
 use super::handle::Handles;
+use super::log::LogGate;
 use super::options::ifl_engine_options;
 use super::queue::poll;
 use super::request::ifl_request;
 use super::status::ifl_status;
 use super::text::ifl_buffer;
 use crate::engine::{Engine, MemoryPlan, ModelInfo, Stats};
+use crate::error::Result;
 
 /// Every engine that hosts hold.
-pub(super) static ENGINES: Handles<Engine> = Handles::new(0x1e, "engine");
+static ENGINES: Handles<HostedEngine> = Handles::new(0x1e, "engine");
+
+/// What an engine handle stands for.
+#[derive(Clone)]
+struct HostedEngine {
+    engine: Engine,
+    log_gate: LogGate,
+}
+
+/// The engine of a handle.
+pub(super) fn engine_of(handle: *const ifl_engine) -> Result<Engine> {
+    ENGINES.get(handle).map(|hosted| hosted.engine)
+}
 
 /// A loaded model and the threads that run it. A handle, not a pointer: never dereferenced, never reused.
 ///
-/// Functions: ifl_engine_*, ifl_queue_create, ifl_tokenize, ifl_detokenize, ifl_apply_chat_template. Since 0.1.0.
+/// Functions: ifl_engine_*, ifl_queue_create, ifl_tokenize, ifl_detokenize, ifl_apply_chat_template. Since
+/// 0.1.0.
 pub struct ifl_engine {
     _opaque: (),
 }
@@ -188,10 +203,11 @@ impl From<&ModelInfo> for ifl_model_info {
 /// - engine: receives the handle; end it with ifl_engine_destroy. Not NULL.
 /// - error: receives the error where the call fails; may be NULL.
 ///
-/// Threads: any, at any time. Takes as long as loading does; the progress callback of the options can abort it.
-/// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_STRUCT_SIZE, IFL_INVALID_UTF8; IFL_MODEL_NOT_FOUND, IFL_MODEL_IO,
-/// IFL_MODEL_INVALID, IFL_MODEL_UNSUPPORTED; IFL_OUT_OF_MEMORY, IFL_DEVICE_OUT_OF_MEMORY, IFL_MEMORY_LIMIT;
-/// IFL_DEVICE_UNAVAILABLE, IFL_DEVICE_LOST; IFL_ABORTED. Since 0.1.0.
+/// Threads: any, at any time. Takes as long as loading does; the progress callback of the options can abort
+/// it.
+/// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_STRUCT_SIZE, IFL_INVALID_UTF8; IFL_MODEL_NOT_FOUND,
+/// IFL_MODEL_IO, IFL_MODEL_INVALID, IFL_MODEL_UNSUPPORTED; IFL_OUT_OF_MEMORY, IFL_DEVICE_OUT_OF_MEMORY,
+/// IFL_MEMORY_LIMIT; IFL_DEVICE_UNAVAILABLE, IFL_DEVICE_LOST; IFL_ABORTED. Since 0.1.0.
 #[unsafe(no_mangle)]
 pub extern "C" fn ifl_engine_create(
     options: *const ifl_engine_options,
@@ -200,13 +216,16 @@ pub extern "C" fn ifl_engine_create(
 ) -> ifl_status {
     guard(error, |caller| {
         let out = caller.out(engine, "engine")?;
-        let options = caller.read(options)?.convert(caller)?;
-        out.set(ENGINES.insert(Engine::create(&options)?)?);
+        let log_gate = LogGate::default();
+        let options = caller.read(options)?.convert(caller, &log_gate)?;
+        let engine = Engine::create(&options)?;
+        out.set(ENGINES.insert(HostedEngine { engine, log_gate })?);
         Ok(())
     })
 }
 
-/// Says what ifl_engine_create with the same options would reserve. Reads the model's description but no weights.
+/// Says what ifl_engine_create with the same options would reserve. Reads the model's description but no
+/// weights.
 ///
 /// - options: what would be loaded, and how; read during the call only. Not NULL.
 /// - plan: receives the figures; its struct_size is set. Not NULL.
@@ -222,7 +241,7 @@ pub extern "C" fn ifl_engine_plan(
 ) -> ifl_status {
     guard(error, |caller| {
         let out = caller.out_struct(plan)?;
-        let options = caller.read(options)?.convert(caller)?;
+        let options = caller.read(options)?.convert(caller, &LogGate::default())?;
         out.set(Engine::plan(&options)?.into());
         Ok(())
     })
@@ -233,8 +252,8 @@ pub extern "C" fn ifl_engine_plan(
 ///
 /// - engine: the engine.
 /// - request: what to do; read during the call only. Not NULL.
-/// - request_id: receives the request's id, never 0 and never used again by this engine; may be NULL. Another thread
-///   may see the request's first events before this call returns: tell them apart by user_data.
+/// - request_id: receives the request's id, never 0 and never used again by this engine; may be NULL. Another
+///   thread may see the request's first events before this call returns: tell them apart by user_data.
 /// - error: receives the error where the call fails; may be NULL. The request was not accepted then and gives
 ///   no events.
 ///
@@ -251,7 +270,7 @@ pub extern "C" fn ifl_engine_enqueue(
 ) -> ifl_status {
     guard(error, |caller| {
         let out = caller.out_optional(request_id, "request_id")?;
-        let engine = ENGINES.get(engine)?;
+        let engine = engine_of(engine)?;
         let id = engine.enqueue(caller.read(request)?.convert(caller)?)?;
         if let Some(out) = out {
             out.set(id);
@@ -260,8 +279,9 @@ pub extern "C" fn ifl_engine_enqueue(
     })
 }
 
-/// Takes every event that waits in the engine's own queue. Events of one request come in order, tokens are neither
-/// lost nor doubled. A request whose events are not polled is paused after max_unread_tokens; others go on.
+/// Takes every event that waits in the engine's own queue. Events of one request come in order, tokens are
+/// neither lost nor doubled. A request whose events are not polled is paused after max_unread_tokens; others
+/// go on.
 ///
 /// - engine: the engine.
 /// - timeout_ms: 0: do not block; -1: wait until there is an event; otherwise wait at most so many
@@ -270,8 +290,8 @@ pub extern "C" fn ifl_engine_enqueue(
 /// - error: receives the error where the call fails; may be NULL.
 ///
 /// Threads: any, at any time; each event goes to one of the callers.
-/// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_HANDLE, IFL_FORKED; IFL_CLOSED, or what ended the engine, once the
-/// engine has ended and the queue is empty. Since 0.1.0.
+/// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_HANDLE, IFL_FORKED; IFL_CLOSED, or what ended the engine, once
+/// the engine has ended and the queue is empty. Since 0.1.0.
 #[unsafe(no_mangle)]
 pub extern "C" fn ifl_engine_poll(
     engine: *mut ifl_engine,
@@ -279,11 +299,11 @@ pub extern "C" fn ifl_engine_poll(
     events: *mut *mut ifl_events,
     error: *mut *mut ifl_error,
 ) -> ifl_status {
-    guard(error, |caller| poll(caller, timeout_ms, events, |timeout| ENGINES.get(engine)?.poll(timeout)))
+    guard(error, |caller| poll(caller, timeout_ms, events, |timeout| engine_of(engine)?.poll(timeout)))
 }
 
-/// Asks for a request's end within one step. Its last event says IFL_FINISH_CANCELLED, or how it ended if it was
-/// faster. Cancelling twice, or what has ended, or what never was, does nothing.
+/// Asks for a request's end within one step. Its last event says IFL_FINISH_CANCELLED, or how it ended if it
+/// was faster. Cancelling twice, or what has ended, or what never was, does nothing.
 ///
 /// - engine: the engine.
 /// - request_id: from ifl_engine_enqueue.
@@ -298,7 +318,7 @@ pub extern "C" fn ifl_engine_cancel(
     request_id: u64,
     error: *mut *mut ifl_error,
 ) -> ifl_status {
-    guard(error, |_| ENGINES.get(engine)?.cancel(request_id))
+    guard(error, |_| engine_of(engine)?.cancel(request_id))
 }
 
 /// A snapshot of the engine's counters and gauges; cheap enough for every frame.
@@ -317,7 +337,7 @@ pub extern "C" fn ifl_engine_stats(
 ) -> ifl_status {
     guard(error, |caller| {
         let out = caller.out_struct(stats)?;
-        out.set(ENGINES.get(engine)?.stats().into());
+        out.set(engine_of(engine)?.stats().into());
         Ok(())
     })
 }
@@ -338,7 +358,7 @@ pub extern "C" fn ifl_engine_model_info(
 ) -> ifl_status {
     guard(error, |caller| {
         let out = caller.out_struct(info)?;
-        out.set(ENGINES.get(engine)?.model_info().into());
+        out.set(engine_of(engine)?.model_info().into());
         Ok(())
     })
 }
@@ -358,7 +378,7 @@ pub extern "C" fn ifl_engine_eos_tokens(
 ) -> ifl_status {
     guard(error, |caller| {
         let out = caller.out(tokens, "tokens")?;
-        out.set_box(ifl_buffer::of_tokens(ENGINES.get(engine)?.model_info().eos_tokens.clone()));
+        out.set_box(ifl_buffer::of_tokens(engine_of(engine)?.model_info().eos_tokens.clone()));
         Ok(())
     })
 }
@@ -378,13 +398,13 @@ pub extern "C" fn ifl_engine_device(
 ) -> ifl_status {
     guard(error, |caller| {
         let out = caller.out(device, "device")?;
-        out.set_box(ifl_buffer::of_text(&ENGINES.get(engine)?.model_info().device));
+        out.set_box(ifl_buffer::of_text(&engine_of(engine)?.model_info().device));
         Ok(())
     })
 }
 
-/// Ends every request with IFL_FINISH_ERROR and IFL_CLOSED and stops the engine's threads, but keeps the handle:
-/// events can still be polled, after which polling gives IFL_CLOSED. Closing twice does nothing.
+/// Ends every request with IFL_FINISH_ERROR and IFL_CLOSED and stops the engine's threads, but keeps the
+/// handle: events can still be polled, after which polling gives IFL_CLOSED. Closing twice does nothing.
 ///
 /// - engine: the engine.
 /// - error: receives the error where the call fails; may be NULL.
@@ -394,13 +414,13 @@ pub extern "C" fn ifl_engine_device(
 #[unsafe(no_mangle)]
 pub extern "C" fn ifl_engine_close(engine: *mut ifl_engine, error: *mut *mut ifl_error) -> ifl_status {
     guard(error, |_| {
-        ENGINES.get(engine)?.close();
+        engine_of(engine)?.close();
         Ok(())
     })
 }
 
-/// Closes the engine as ifl_engine_close does, ends the handle and frees the engine's memory. Threads that wait in
-/// ifl_engine_poll get the events that are left and then IFL_CLOSED. Queues of ifl_queue_create stay.
+/// Closes the engine as ifl_engine_close does, ends the handle and frees the engine's memory. Threads that
+/// wait in ifl_engine_poll get the events that are left and then IFL_CLOSED. Queues of ifl_queue_create stay.
 ///
 /// - engine: the engine. NULL, an engine that was destroyed already, and one made before a fork by another
 ///   process are left alone.
@@ -410,8 +430,9 @@ pub extern "C" fn ifl_engine_close(engine: *mut ifl_engine, error: *mut *mut ifl
 #[unsafe(no_mangle)]
 pub extern "C" fn ifl_engine_destroy(engine: *mut ifl_engine) {
     guard_value((), |_| {
-        if let Ok(engine) = ENGINES.remove(engine) {
-            engine.close();
+        if let Ok(hosted) = ENGINES.remove(engine) {
+            hosted.engine.close();
+            hosted.log_gate.close();
         }
     });
 }

@@ -67,8 +67,8 @@ pub struct ifl_events {
 #[derive(Debug)]
 #[repr(C)]
 pub struct ifl_event {
-    /// Size of the struct in the library that made it. Where this is less than your sizeof, the fields beyond it
-    /// do not exist.
+    /// Size of the struct in the library that made it. Where this is less than your sizeof, the fields beyond
+    /// it do not exist.
     pub struct_size: u32,
     /// What the event says.
     pub kind: ifl_event_kind,
@@ -80,14 +80,14 @@ pub struct ifl_event {
     pub token_ids: *const u32,
     /// Number of token_ids; may be 0 where text was held back and is released now.
     pub num_tokens: u64,
-    /// Text that these tokens and earlier ones complete: UTF-8, always whole code points, NUL-terminated, never NULL.
-    /// Pieces of one request in a row are the whole text.
+    /// Text that these tokens and earlier ones complete: UTF-8, always whole code points, NUL-terminated,
+    /// never NULL. Pieces of one request in a row are the whole text.
     pub text: *const c_char,
     /// Length of text in bytes without the NUL; may be 0. Text can hold NUL characters of its own.
     pub text_len: u64,
-    /// Tokens of which the log-probability is reported: num_logprobs for each of token_ids, of which the first is the
-    /// token itself and the others the likeliest tokens, in falling order. Those of token i start at
-    /// index i * num_logprobs. NULL where none were asked for.
+    /// Tokens of which the log-probability is reported: num_logprobs for each of token_ids, of which the
+    /// first is the token itself and the others the likeliest tokens, in falling order. Those of token i
+    /// start at index i * num_logprobs. NULL where none were asked for.
     pub logprob_tokens: *const u32,
     /// Natural logarithms of their probabilities under the model, before penalties, bias and temperature;
     /// indexed as logprob_tokens. A row with fewer entries is filled up with the token IFL_NO_TOKEN.
@@ -226,8 +226,8 @@ pub extern "C" fn ifl_events_count(events: *const ifl_events) -> u64 {
 /// - events: a batch, or NULL, which is the empty batch.
 /// - index: 0 to ifl_events_count - 1.
 ///
-/// Returns the event, which belongs to the batch and lives until ifl_events_free, or NULL for an index beyond the
-/// last, so that a loop needs no count.
+/// Returns the event, which belongs to the batch and lives until ifl_events_free, or NULL for an index beyond
+/// the last, so that a loop needs no count.
 /// Threads: any, at any time. Errors: none. Since 0.1.0.
 #[unsafe(no_mangle)]
 pub extern "C" fn ifl_events_get(events: *const ifl_events, index: u64) -> *const ifl_event {

@@ -1,9 +1,10 @@
 //! The border with C: every pointer cast, every `unsafe` block and the panic guard of the C ABI.
 //!
-//! An exported function is one call of [`guard`] or [`guard_value`]. Its body gets a [`Caller`], the witness that a
-//! C program stands behind the raw pointers and has promised what `inflight.h` asks of it: a pointer that is not
-//! NULL points to as many valid bytes as its type, its length or its `struct_size` says, and nobody writes to
-//! them during the call. Everything that can be checked (NULL, alignment, sizes, UTF-8) is checked here.
+//! An exported function is one call of [`guard`] or [`guard_value`]. Its body gets a [`Caller`], the witness
+//! that a C program stands behind the raw pointers and has promised what `inflight.h` asks of it: a pointer
+//! that is not NULL points to as many valid bytes as its type, its length or its `struct_size` says, and
+//! nobody writes to them during the call. Everything that can be checked (NULL, alignment, sizes, UTF-8) is
+//! checked here.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -15,7 +16,8 @@ use std::thread;
 
 use super::engine::{ifl_memory_plan, ifl_model_info, ifl_stats};
 use super::error::ifl_error;
-use super::options::{ifl_engine_options, ifl_log_callback, ifl_progress_callback};
+use super::log::ifl_log_callback;
+use super::options::{ifl_engine_options, ifl_progress_callback};
 use super::request::ifl_request;
 use super::status::{ifl_status, ifl_status_value, number};
 use crate::error::{Error, Result, Status};
@@ -29,8 +31,8 @@ const STRUCT_SIZE_MAX: usize = 4096;
 /// Types that C may hand over as bytes.
 ///
 /// # Safety
-/// Every bit pattern is a valid value: integers, floats, raw pointers, nullable function pointers, and structs of
-/// those.
+/// Every bit pattern is a valid value: integers, floats, raw pointers, nullable function pointers, and structs
+/// of those.
 unsafe trait Plain: Copy {}
 
 // SAFETY: integers, floats and raw pointers have no invalid bit patterns.
@@ -81,8 +83,8 @@ pub(super) struct OutStruct<'c, T> {
     _caller: &'c Caller,
 }
 
-/// Runs the body of a fallible export: a failure or a panic becomes a status and, where the caller wants it, an
-/// error object. Called only as the whole body of an exported function, which a test checks.
+/// Runs the body of a fallible export: a failure or a panic becomes a status and, where the caller wants it,
+/// an error object. Called only as the whole body of an exported function, which a test checks.
 pub(super) fn guard(error: *mut *mut ifl_error, body: impl FnOnce(&Caller) -> Result<()>) -> ifl_status {
     let Err(failure) = contain(|| body(&Caller(()))).and_then(|result| result) else {
         return ifl_status_value::IFL_OK as ifl_status;
@@ -132,21 +134,21 @@ impl Caller {
         Ok(unsafe { std::slice::from_raw_parts(pointer, len) })
     }
 
-    /// A copy of the caller's struct, with defaults for the fields that a program built against an older header
-    /// does not know.
+    /// A copy of the caller's struct, with defaults for the fields that a program built against an older
+    /// header does not know.
     pub(super) fn read<T: Sized32>(&self, pointer: *const T) -> Result<T> {
         let size = self.struct_size(pointer)?;
         let num_known = size.min(size_of::<T>());
         let mut value = T::defaults();
-        // SAFETY: the caller promises `struct_size` readable bytes; every bit pattern of a plain type is valid.
+        // SAFETY: the caller promises `struct_size` readable bytes; a plain type takes every bit pattern.
         unsafe { std::ptr::copy_nonoverlapping(pointer.cast::<u8>(), (&raw mut value).cast(), num_known) };
         // SAFETY: `num_known` is within the `struct_size` bytes that the caller promises.
         let tail = unsafe { pointer.cast::<u8>().add(num_known) };
         let tail = self.slice(tail, (size - num_known) as u64, T::NAME)?;
         if tail.iter().any(|byte| *byte != 0) {
             let message = format!(
-                "{} of {size} bytes sets fields that this library, which knows {num_known} bytes, does not have; \
-                 use a newer library or leave them at zero",
+                "{} of {size} bytes sets fields that this library, which knows {num_known} bytes, does not \
+                 have; use a newer library or leave them at zero",
                 T::NAME
             );
             return Err(Error::new(Status::InvalidStructSize, message));
@@ -154,7 +156,8 @@ impl Caller {
         Ok(value)
     }
 
-    /// Fills the first `size` bytes at `pointer` with defaults, and with zeros what this library does not know.
+    /// Fills the first `size` bytes at `pointer` with defaults, and with zeros what this library does not
+    /// know.
     pub(super) fn init<T: Sized32>(&self, pointer: *mut T, size: u32) -> Result<()> {
         check_pointer(pointer, T::NAME)?;
         let size = check_struct_size::<T>(size)?;
@@ -223,8 +226,8 @@ impl<T: Sized32> OutStruct<'_, T> {
     pub(super) fn set(self, value: T) {
         let num_known = self.size.min(size_of::<T>());
         let bytes = self.pointer.cast::<u8>();
-        // SAFETY: the caller promises `struct_size` writable bytes, `size` was checked to be at least the first
-        // version's, and source and destination are different objects.
+        // SAFETY: the caller promises `struct_size` writable bytes, `size` was checked to be at least the
+        // first version's, and source and destination are different objects.
         unsafe {
             std::ptr::copy_nonoverlapping((&raw const value).cast::<u8>(), bytes, num_known);
             bytes.add(num_known).write_bytes(0, self.size - num_known);
@@ -285,8 +288,8 @@ impl HostCallback<ifl_log_callback> {
     pub(super) fn log(&self, level: i32, message: &str) {
         if let Some(function) = self.function {
             let line = terminated(message);
-            // SAFETY: the host's function has this signature and, as the header asks, does not unwind; the line
-            // outlives the call.
+            // SAFETY: the host's function has this signature and, as the header asks, does not unwind; the
+            // line outlives the call.
             unsafe { function(self.user_data, level, line.as_ptr().cast(), message.len() as u64) };
         }
     }
@@ -311,8 +314,8 @@ pub(super) fn terminated(text: &str) -> Box<[u8]> {
     bytes.into_boxed_slice()
 }
 
-/// A value that each process makes for itself: a child made by `fork` gets a fresh one, because a thread that does
-/// not exist in the child may have held a lock of the parent's.
+/// A value that each process makes for itself: a child made by `fork` gets a fresh one, because a thread that
+/// does not exist in the child may have held a lock of the parent's.
 pub(super) struct PerProcess<T: 'static> {
     current: AtomicPtr<OfProcess<T>>,
 }
@@ -366,15 +369,16 @@ fn contain<T>(body: impl FnOnce() -> T) -> Result<T> {
     let result = catch_unwind(AssertUnwindSafe(body));
     GUARD_DEPTH.set(GUARD_DEPTH.get() - 1);
     result.map_err(|payload| {
-        let place = LAST_PANIC.take();
+        let place = LAST_PANIC.try_with(RefCell::take).unwrap_or_default();
         let message = place.unwrap_or_else(|| payload_text(payload.as_ref()).to_owned());
         discard(payload);
         Error::internal(format!("a defect in the library was contained: {message}"))
     })
 }
 
-/// Keeps panics that are contained, inside a guard and on the engine's threads, off the host's stderr and notes where
-/// they were. Others, which only a host that links this library into Rust code can have, go where they went.
+/// Keeps panics that are contained, inside a guard and on the engine's threads, off the host's stderr and
+/// notes where they were. Others, which only a host that links this library into Rust code can have, go where
+/// they went.
 fn install_panic_hook() {
     let previous = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info: &PanicHookInfo<'_>| {

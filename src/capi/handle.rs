@@ -1,8 +1,10 @@
-//! Handles: keys that the host holds in place of pointers, so that a stale, foreign or inherited one is an error.
+//! Handles: keys that the host holds in place of pointers, so that a stale, foreign or inherited one is an
+//! error.
 //!
-//! A key is never reused in its process and never dereferenced. Its bits, from the top: 8 of kind, 22 of process id,
-//! 33 of serial number, and a 1. The kinds make it a non-canonical address: no allocator returns it, a garbage
-//! collector that finds it in a pointer variable leaves it alone, and a host that follows it faults at once.
+//! A key is never reused in its process and never dereferenced. Its bits, from the top: 8 of kind, 22 of
+//! process id, 33 of serial number, and a 1. The kinds make it a non-canonical address: no allocator returns
+//! it, a garbage collector that finds it in a pointer variable leaves it alone, and a host that follows it
+//! faults at once.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -80,7 +82,7 @@ impl<T: Clone + Send + Sync> Handles<T> {
         }
         if key >> PROCESS_SHIFT & PROCESS_MASK != process_bits() {
             let message = format!(
-                "the {} was made by another process, from which this one was forked; only that one may use it",
+                "the {} was made by the process that this one was forked from; only that one may use it",
                 self.name
             );
             return Err(Error::new(Status::Forked, message));

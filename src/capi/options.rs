@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::error::ifl_error;
 use super::ffi::{Caller, HostCallback, NUL_TERMINATED, Sized32, guard};
+use super::log::{LogGate, ifl_log_callback, ifl_log_level, ifl_log_level_value};
 use super::status::ifl_status;
 use crate::config::{DTypeChoice, EngineOptions, LogLevel, Logger};
 use crate::error::{Error, Result};
@@ -31,47 +32,6 @@ pub enum ifl_dtype_value {
     IFL_DTYPE_F16 = 3,
 }
 
-/// Severity of a log line, an ifl_log_level_value.
-///
-/// Since 0.1.0.
-pub type ifl_log_level = i32;
-
-/// Values of an ifl_log_level.
-///
-/// Since 0.1.0.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub enum ifl_log_level_value {
-    /// Something failed.
-    IFL_LOG_ERROR = 1,
-    /// Something is off, but goes on.
-    IFL_LOG_WARN = 2,
-    /// Milestones of an engine's life.
-    IFL_LOG_INFO = 3,
-    /// Details of each request.
-    IFL_LOG_DEBUG = 4,
-}
-
-/// Receives one log line, without a newline.
-///
-/// - user_data: log_user_data of the options.
-/// - level: how severe.
-/// - message: UTF-8, NUL-terminated; valid during the call only.
-/// - message_len: its length in bytes without the NUL.
-///
-/// Threads: called on the engine's threads and on threads that call the engine, by several at once, never while the
-/// library holds a lock. It may call this library, but not destroy its own engine. It must return: no longjmp, no
-/// C++ exception, no unwinding may leave it. It is not called any more once ifl_engine_destroy has returned.
-/// Since 0.1.0.
-pub type ifl_log_callback = Option<
-    unsafe extern "C" fn(
-        user_data: *mut c_void,
-        level: ifl_log_level,
-        message: *const c_char,
-        message_len: u64,
-    ),
->;
-
 /// Hears how far loading has come, and may abort it.
 ///
 /// - user_data: progress_user_data of the options.
@@ -84,9 +44,9 @@ pub type ifl_log_callback = Option<
 pub type ifl_progress_callback =
     Option<unsafe extern "C" fn(user_data: *mut c_void, bytes_done: u64, bytes_total: u64) -> i32>;
 
-/// What ifl_engine_create loads, and how. Fill it with ifl_engine_options_init or IFL_ENGINE_OPTIONS_INIT, then
-/// set what should differ. Only model is required; 0 and NULL mean "choose for me" in every other field. The library
-/// reads the struct, and what it points to, during the call only.
+/// What ifl_engine_create loads, and how. Fill it with ifl_engine_options_init or IFL_ENGINE_OPTIONS_INIT,
+/// then set what should differ. Only model is required; 0 and NULL mean "choose for me" in every other field.
+/// The library reads the struct, and what it points to, during the call only.
 ///
 /// Since 0.1.0.
 #[derive(Debug, Clone, Copy)]
@@ -96,12 +56,14 @@ pub struct ifl_engine_options {
     pub struct_size: u32,
     /// Type to keep weights in.
     pub dtype: ifl_dtype,
-    /// Path of a model directory in Hugging Face layout, or of a GGUF file; UTF-8. Not used by the device "echo".
+    /// Path of a model directory in Hugging Face layout, or of a GGUF file; UTF-8. Not used by the device
+    /// "echo".
     pub model: *const c_char,
     /// Length of model in bytes, or IFL_NUL_TERMINATED, the default.
     pub model_len: u64,
-    /// "auto" (the default), "cpu", "cuda", "cuda:0", "cuda:0,1" (more than one: tensor parallel), or "echo", which
-    /// needs no model and answers with the prompt, byte for byte ("echo:1000": 1000 microseconds a step).
+    /// "auto" (the default), "cpu", "cuda", "cuda:0", "cuda:0,1" (more than one: tensor parallel), or "echo",
+    /// which needs no model and answers with the prompt, byte for byte ("echo:1000": 1000 microseconds a
+    /// step).
     pub device: *const c_char,
     /// Length of device in bytes, or IFL_NUL_TERMINATED, the default.
     pub device_len: u64,
@@ -113,8 +75,8 @@ pub struct ifl_engine_options {
     pub max_model_len: u32,
     /// Tokens in a block of the KV cache, a multiple of 16; default 64.
     pub kv_block_size: u32,
-    /// Bytes for the KV cache, per device; default: enough for max_num_sequences full contexts, at most a quarter
-    /// of the memory that is available.
+    /// Bytes for the KV cache, per device; default: enough for max_num_sequences full contexts, at most a
+    /// quarter of the memory that is available.
     pub kv_cache_bytes: u64,
     /// Hard limit in bytes on weights, KV cache and workspace together, per device; default: none.
     pub memory_limit_bytes: u64,
@@ -167,8 +129,8 @@ impl Sized32 for ifl_engine_options {
 }
 
 impl ifl_engine_options {
-    /// The engine's options; `caller` vouches for the pointers.
-    pub(super) fn convert(&self, caller: &Caller) -> Result<EngineOptions> {
+    /// The engine's options, whose log lines go through `gate`; `caller` vouches for the pointers.
+    pub(super) fn convert(&self, caller: &Caller, gate: &LogGate) -> Result<EngineOptions> {
         let device = optional_text(caller, self.device, self.device_len, "ifl_engine_options.device")?;
         let model = optional_text(caller, self.model, self.model_len, "ifl_engine_options.model")?;
         if model.is_none_or(str::is_empty) && !device.is_some_and(|device| device.starts_with("echo")) {
@@ -190,7 +152,7 @@ impl ifl_engine_options {
         set_unless_zero(&mut options.max_unread_tokens, self.max_unread_tokens);
         options.kv_cache_bytes = self.kv_cache_bytes;
         options.memory_limit_bytes = self.memory_limit_bytes;
-        options.logger = self.logger()?;
+        options.logger = self.logger(gate)?;
         if self.progress.is_some() {
             let callback = HostCallback::new(self.progress, self.progress_user_data);
             options.progress = Some(Arc::new(move |progress| {
@@ -219,7 +181,7 @@ impl ifl_engine_options {
         })
     }
 
-    fn logger(&self) -> Result<Logger> {
+    fn logger(&self, gate: &LogGate) -> Result<Logger> {
         const DEFAULT: i32 = 0;
         const LEVELS: [(i32, LogLevel); 5] = [
             (DEFAULT, LogLevel::Info),
@@ -237,13 +199,12 @@ impl ifl_engine_options {
         if self.log.is_none() {
             return Ok(Logger::default());
         }
-        let callback = HostCallback::new(self.log, self.log_user_data);
-        Ok(Logger::new(level, Arc::new(move |level, message| callback.log(level as i32, message))))
+        Ok(gate.logger(level, HostCallback::new(self.log, self.log_user_data)))
     }
 }
 
-/// Fills options with the defaults: everything 0 and NULL but the struct's size and the text lengths, which are
-/// IFL_NUL_TERMINATED.
+/// Fills options with the defaults: everything 0 and NULL but the struct's size and the text lengths, which
+/// are IFL_NUL_TERMINATED.
 ///
 /// - options: memory for the struct. Not NULL.
 /// - struct_size: sizeof(ifl_engine_options) as your compiler sees it. A newer library never writes more than

@@ -3,7 +3,7 @@
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use super::engine::{ENGINES, ifl_engine};
+use super::engine::{engine_of, ifl_engine};
 use super::error::ifl_error;
 use super::events::ifl_events;
 use super::ffi::{Caller, guard, guard_value};
@@ -15,8 +15,8 @@ use crate::error::{Error, Result};
 /// Every queue that hosts hold.
 pub(super) static QUEUES: Handles<Queue> = Handles::new(0x1d, "queue");
 
-/// A completion queue: name it in requests, and their events come here and not to the engine's own queue. So the
-/// parts of a host drain their own requests. A handle, not a pointer: never dereferenced, never reused.
+/// A completion queue: name it in requests, and their events come here and not to the engine's own queue. So
+/// the parts of a host drain their own requests. A handle, not a pointer: never dereferenced, never reused.
 ///
 /// Functions: ifl_queue_create, ifl_queue_poll, ifl_queue_fd, ifl_queue_destroy. Since 0.1.0.
 pub struct ifl_queue {
@@ -40,7 +40,7 @@ pub extern "C" fn ifl_queue_create(
 ) -> ifl_status {
     guard(error, |caller| {
         let out = caller.out(queue, "queue")?;
-        out.set(QUEUES.insert(ENGINES.get(engine)?.create_queue()?)?);
+        out.set(QUEUES.insert(engine_of(engine)?.create_queue()?)?);
         Ok(())
     })
 }
@@ -54,8 +54,8 @@ pub extern "C" fn ifl_queue_create(
 /// - error: receives the error where the call fails; may be NULL.
 ///
 /// Threads: any, at any time; each event goes to one of the callers.
-/// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_HANDLE, IFL_FORKED; IFL_CLOSED, or what ended the engine, once the
-/// engine has ended and the queue is empty. Since 0.1.0.
+/// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_HANDLE, IFL_FORKED; IFL_CLOSED, or what ended the engine, once
+/// the engine has ended and the queue is empty. Since 0.1.0.
 #[unsafe(no_mangle)]
 pub extern "C" fn ifl_queue_poll(
     queue: *mut ifl_queue,
@@ -66,8 +66,8 @@ pub extern "C" fn ifl_queue_poll(
     guard(error, |caller| poll(caller, timeout_ms, events, |timeout| QUEUES.get(queue)?.poll(timeout)))
 }
 
-/// A descriptor that is readable (poll, select, epoll: POLLIN) while events wait in the queue or the engine has ended;
-/// then call ifl_queue_poll with timeout 0.
+/// A descriptor that is readable (poll, select, epoll: POLLIN) while events wait in the queue or the engine
+/// has ended; then call ifl_queue_poll with timeout 0.
 ///
 /// - queue: the queue.
 /// - fd: receives the descriptor, the same at each call. It belongs to the queue and is closed by

@@ -40,9 +40,9 @@ pub(super) const MODEL_DEFAULT: i32 = -1;
 /// `num_logprobs` that asks for none.
 const NO_LOGPROBS: i32 = -1;
 
-/// One request. Fill it with ifl_request_init or IFL_REQUEST_INIT, then set prompt and what should differ from the
-/// defaults. The library reads the struct, and what it points to, during ifl_engine_enqueue only. Flags are 0
-/// or 1.
+/// One request. Fill it with ifl_request_init or IFL_REQUEST_INIT, then set prompt and what should differ
+/// from the defaults. The library reads the struct, and what it points to, during ifl_engine_enqueue only.
+/// Flags are 0 or 1.
 ///
 /// Since 0.1.0.
 #[derive(Debug, Clone, Copy)]
@@ -60,10 +60,11 @@ pub struct ifl_request {
     pub prompt_tokens: *const u32,
     /// Number of prompt_tokens.
     pub num_prompt_tokens: u64,
-    /// Flag: the tokenizer adds what the model expects around a text, such as a first token. For IFL_PROMPT_TEXT;
-    /// default 1.
+    /// Flag: the tokenizer adds what the model expects around a text, such as a first token. For
+    /// IFL_PROMPT_TEXT; default 1.
     pub add_special_tokens: u32,
-    /// Flag: the text may spell special tokens. For IFL_PROMPT_TEXT; default 0, which is safe for untrusted text.
+    /// Flag: the text may spell special tokens. For IFL_PROMPT_TEXT; default 0, which is safe for untrusted
+    /// text.
     pub parse_special_tokens: u32,
     /// Most tokens to produce; 0, the default: until the context is full.
     pub max_tokens: u32,
@@ -91,7 +92,8 @@ pub struct ifl_request {
     pub stop_string_lens: *const u64,
     /// Number of stop_strings.
     pub num_stop_strings: u64,
-    /// In [0, 100]; 0 always takes the likeliest token. Default IFL_MODEL_DEFAULT: what the model's files recommend.
+    /// In [0, 100]; 0 always takes the likeliest token. Default IFL_MODEL_DEFAULT: what the model's files
+    /// recommend.
     pub temperature: f32,
     /// Samples among the top_k likeliest tokens only; 0: off. Default IFL_MODEL_DEFAULT.
     pub top_k: i32,
@@ -193,17 +195,16 @@ impl ifl_request {
         let text = || caller.text(self.prompt, self.prompt_len, "ifl_request.prompt");
         if is_kind(ifl_prompt_kind_value::IFL_PROMPT_TEXT) {
             return Ok(Prompt::Text {
-                text: text()?.to_owned(),
+                text: copy_text(text()?)?,
                 add_special_tokens: flag(self.add_special_tokens, "add_special_tokens")?,
                 parse_special: flag(self.parse_special_tokens, "parse_special_tokens")?,
             });
         }
         if is_kind(ifl_prompt_kind_value::IFL_PROMPT_CHAT) {
-            return Ok(Prompt::Chat(text()?.to_owned()));
+            return copy_text(text()?).map(Prompt::Chat);
         }
         if is_kind(ifl_prompt_kind_value::IFL_PROMPT_USER) {
-            let messages = serde_json::json!([{ "role": "user", "content": text()? }]);
-            return Ok(Prompt::Chat(messages.to_string()));
+            return user_messages(text()?).map(Prompt::Chat);
         }
         let message = format!("ifl_request.prompt_kind is {}, which is no ifl_prompt_kind", self.prompt_kind);
         Err(Error::invalid_argument(message))
@@ -216,9 +217,13 @@ impl ifl_request {
         let lens = caller.slice(self.stop_string_lens, num_lens, "ifl_request.stop_string_lens")?;
         let one = |(index, text): (usize, &*const c_char)| {
             let len = lens.get(index).copied().unwrap_or(NUL_TERMINATED);
-            caller.text(*text, len, &format!("{name}[{index}]")).map(str::to_owned)
+            caller.text(*text, len, &format!("{name}[{index}]")).and_then(copy_text)
         };
-        texts.iter().enumerate().map(one).collect()
+        let mut stop_strings = try_vec(texts.len())?;
+        for text in texts.iter().enumerate().map(one) {
+            stop_strings.push(text?);
+        }
+        Ok(stop_strings)
     }
 
     fn sampling(&self, caller: &Caller) -> Result<SamplingParams> {
@@ -226,6 +231,8 @@ impl ifl_request {
         let num = self.num_logit_biases;
         let tokens = caller.slice(self.logit_bias_tokens, num, "ifl_request.logit_bias_tokens")?;
         let values = caller.slice(self.logit_bias_values, num, "ifl_request.logit_bias_values")?;
+        let mut logit_bias = try_vec(tokens.len())?;
+        logit_bias.extend(tokens.iter().copied().zip(values.iter().copied()));
         Ok(SamplingParams {
             temperature: unless_default(self.temperature),
             top_k: unless_negative(self.top_k, "top_k")?,
@@ -234,7 +241,7 @@ impl ifl_request {
             repetition_penalty: unless_default(self.repetition_penalty),
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
-            logit_bias: tokens.iter().copied().zip(values.iter().copied()).collect(),
+            logit_bias,
             seed: (self.seed != RANDOM_SEED).then_some(self.seed),
             num_logprobs: unless_negative(self.num_logprobs, "num_logprobs")?,
         })
@@ -244,8 +251,8 @@ impl ifl_request {
 /// Fills a request with the defaults that the fields' descriptions give.
 ///
 /// - request: memory for the struct. Not NULL.
-/// - struct_size: sizeof(ifl_request) as your compiler sees it. A newer library never writes more than that, so an
-///   old program stays safe; what an older library does not know becomes 0.
+/// - struct_size: sizeof(ifl_request) as your compiler sees it. A newer library never writes more than that,
+///   so an old program stays safe; what an older library does not know becomes 0.
 /// - error: receives the error where the call fails; may be NULL.
 ///
 /// Threads: any, at any time. Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_STRUCT_SIZE; nothing is written then.
@@ -280,10 +287,56 @@ fn unless_negative(value: i32, name: &str) -> Result<Option<u32>> {
 
 fn copy(caller: &Caller, tokens: *const u32, num: u64, name: &str) -> Result<Vec<u32>> {
     let tokens = caller.slice(tokens, num, name)?;
-    let mut copy = Vec::new();
-    copy.try_reserve_exact(tokens.len()).map_err(|_| {
-        Error::new(Status::OutOfMemory, format!("no memory for the {} tokens of {name}", tokens.len()))
-    })?;
+    let mut copy = try_vec(tokens.len())?;
     copy.extend_from_slice(tokens);
     Ok(copy)
+}
+
+fn copy_text(text: &str) -> Result<String> {
+    let mut copy = String::new();
+    copy.try_reserve_exact(text.len()).map_err(|_| no_memory(text.len()))?;
+    copy.push_str(text);
+    Ok(copy)
+}
+
+/// Chat messages, as JSON, with one user's message.
+fn user_messages(text: &str) -> Result<String> {
+    const HEAD: &str = r#"[{"role":"user","content":"#;
+    const TAIL: &str = "}]";
+    let escaped_len = |byte: u8| match byte {
+        b'"' | b'\\' => 2,
+        0..=0x1f => 6,
+        _ => 1,
+    };
+    let num_bytes = HEAD.len() + 2 + text.bytes().map(escaped_len).sum::<usize>() + TAIL.len();
+    let mut json = try_vec::<u8>(num_bytes)?;
+    json.extend_from_slice(HEAD.as_bytes());
+    let written = serde_json::to_writer(&mut json, text);
+    json.extend_from_slice(TAIL.as_bytes());
+    debug_assert!(json.len() <= num_bytes);
+    let json = String::from_utf8(json).ok().filter(|_| written.is_ok());
+    json.ok_or_else(|| Error::internal("a text has no JSON form"))
+}
+
+/// An empty vector with room for `num` elements.
+fn try_vec<T>(num: usize) -> Result<Vec<T>> {
+    let mut vec = Vec::new();
+    vec.try_reserve_exact(num).map_err(|_| no_memory(num.saturating_mul(size_of::<T>())))?;
+    Ok(vec)
+}
+
+fn no_memory(num_bytes: usize) -> Error {
+    Error::new(Status::OutOfMemory, format!("no memory to copy {num_bytes} bytes of the request"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_users_text_becomes_json() {
+        let text = "a \"b\" \\ \n\u{1} grün \u{7f} {{x}}";
+        let messages: serde_json::Value = serde_json::from_str(&user_messages(text).unwrap()).unwrap();
+        assert_eq!(messages, serde_json::json!([{ "role": "user", "content": text }]));
+    }
 }

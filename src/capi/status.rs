@@ -7,13 +7,14 @@ use std::sync::LazyLock;
 use super::ffi::guard_value;
 use crate::error::{Category, Status};
 
-/// Outcome of a call or of a request, an ifl_status_value. 0 is success, so "if (status)" reads "if it failed".
+/// Outcome of a call or of a request, an ifl_status_value. 0 is success, so "if (status)" reads "if it
+/// failed".
 ///
 /// Since 0.1.0.
 pub type ifl_status = i32;
 
-/// Values of an ifl_status. Numbers are never changed and never reused. A newer library may return numbers that
-/// this header does not list; treat those by their category.
+/// Values of an ifl_status. Numbers are never changed and never reused. A newer library may return numbers
+/// that this header does not list; treat those by their category.
 ///
 /// 1 to 99 blame the call's arguments, 100 to 199 the model's files, 200 to 299 a shortage, 300 to 399 the
 /// device, 400 to 499 the state of the engine or the request, and 900 and up a defect in the library.
@@ -108,7 +109,7 @@ pub enum ifl_category_value {
 /// Returns a NUL-terminated text that lives as long as the library; never NULL.
 /// Threads: any, at any time. Errors: none. Since 0.1.0.
 #[unsafe(no_mangle)]
-pub extern "C" fn ifl_status_name(status: i32) -> *const c_char {
+pub extern "C" fn ifl_status_name(status: ifl_status) -> *const c_char {
     const UNKNOWN: *const c_char = c"unknown status".as_ptr();
     guard_value(UNKNOWN, |_| known(status).map_or(UNKNOWN, |status| NAMES[&(status as i32)].as_ptr()))
 }
@@ -119,7 +120,7 @@ pub extern "C" fn ifl_status_name(status: i32) -> *const c_char {
 ///
 /// Threads: any, at any time. Errors: none. Since 0.1.0.
 #[unsafe(no_mangle)]
-pub extern "C" fn ifl_status_category(status: i32) -> ifl_category {
+pub extern "C" fn ifl_status_category(status: ifl_status) -> ifl_category {
     const UNKNOWN: ifl_category = ifl_category_value::IFL_CATEGORY_INTERNAL as ifl_category;
     guard_value(UNKNOWN, |_| known(status).map_or(UNKNOWN, |status| number_of_category(status.category())))
 }
@@ -131,7 +132,7 @@ pub extern "C" fn ifl_status_category(status: i32) -> ifl_category {
 ///
 /// Threads: any, at any time. Errors: none. Since 0.1.0.
 #[unsafe(no_mangle)]
-pub extern "C" fn ifl_status_is_retryable(status: i32) -> u32 {
+pub extern "C" fn ifl_status_is_retryable(status: ifl_status) -> u32 {
     guard_value(0, |_| u32::from(known(status).is_some_and(Status::is_retryable)))
 }
 
@@ -141,7 +142,7 @@ static NAMES: LazyLock<HashMap<i32, CString>> = LazyLock::new(|| {
     Status::ALL.into_iter().map(|status| (status as i32, terminated(status))).collect()
 });
 
-fn known(number: i32) -> Option<Status> {
+fn known(number: ifl_status) -> Option<Status> {
     Status::ALL.into_iter().find(|status| *status as i32 == number)
 }
 

@@ -2,15 +2,15 @@
 
 use std::ffi::c_char;
 
-use super::engine::{ENGINES, ifl_engine};
+use super::engine::{engine_of, ifl_engine};
 use super::error::ifl_error;
 use super::ffi::{guard, guard_value, terminated};
 use super::status::ifl_status;
 use crate::error::{Error, Result};
 
-/// A text or a list of token ids that a call returns. An object and not memory of the caller's, because how long
-/// it is shows only when the work is done: so the work is done once, and nothing is ever cut short. Owned by the
-/// caller, who frees it with ifl_buffer_free; it is independent of the engine and never changes.
+/// A text or a list of token ids that a call returns. An object and not memory of the caller's, because how
+/// long it is shows only when the work is done: so the work is done once, and nothing is ever cut short.
+/// Owned by the caller, who frees it with ifl_buffer_free; it is independent of the engine and never changes.
 ///
 /// Functions: ifl_buffer_text, ifl_buffer_tokens, ifl_buffer_free. Since 0.1.0.
 pub struct ifl_buffer {
@@ -92,11 +92,7 @@ pub extern "C" fn ifl_tokenize(
         let out = caller.out(tokens, "tokens")?;
         let [add_special, parse_special] = read_flags(flags, [IFL_TEXT_ADD_SPECIAL, IFL_TEXT_PARSE_SPECIAL])?;
         let text = caller.text(text, text_len, "text")?;
-        out.set_box(ifl_buffer::of_tokens(ENGINES.get(engine)?.tokenize(
-            text,
-            add_special,
-            parse_special,
-        )?));
+        out.set_box(ifl_buffer::of_tokens(engine_of(engine)?.tokenize(text, add_special, parse_special)?));
         Ok(())
     })
 }
@@ -125,13 +121,13 @@ pub extern "C" fn ifl_detokenize(
         let out = caller.out(text, "text")?;
         let [skip_special] = read_flags(flags, [IFL_TEXT_SKIP_SPECIAL])?;
         let tokens = caller.slice(tokens, num_tokens, "tokens")?;
-        out.set_box(ifl_buffer::of_text(&ENGINES.get(engine)?.detokenize(tokens, skip_special)?));
+        out.set_box(ifl_buffer::of_text(&engine_of(engine)?.detokenize(tokens, skip_special)?));
         Ok(())
     })
 }
 
-/// The text that the model's chat template makes of chat messages. Requests need no such call: they may carry the
-/// messages themselves (IFL_PROMPT_CHAT), and then content cannot spell special tokens.
+/// The text that the model's chat template makes of chat messages. Requests need no such call: they may carry
+/// the messages themselves (IFL_PROMPT_CHAT), and then content cannot spell special tokens.
 ///
 /// - engine: the engine whose model's template to use.
 /// - messages: JSON array of messages, such as [{"role": "user", "content": "Hello"}], UTF-8.
@@ -141,8 +137,8 @@ pub extern "C" fn ifl_detokenize(
 /// - error: receives the error where the call fails; may be NULL.
 ///
 /// Threads: any, at any time; the work, at most 50 ms and 16 MiB of text, is done on the calling thread.
-/// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_UTF8, IFL_INVALID_HANDLE, IFL_FORKED; IFL_UNSUPPORTED where the model
-/// has no template; IFL_TEMPLATE_FAILED. Since 0.1.0.
+/// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_UTF8, IFL_INVALID_HANDLE, IFL_FORKED; IFL_UNSUPPORTED where the
+/// model has no template; IFL_TEMPLATE_FAILED. Since 0.1.0.
 #[unsafe(no_mangle)]
 pub extern "C" fn ifl_apply_chat_template(
     engine: *mut ifl_engine,
@@ -156,7 +152,7 @@ pub extern "C" fn ifl_apply_chat_template(
         let out = caller.out(text, "text")?;
         let [add_generation_prompt] = read_flags(flags, [IFL_TEXT_GENERATION_PROMPT])?;
         let messages = caller.text(messages, messages_len, "messages")?;
-        let rendered = ENGINES.get(engine)?.apply_chat_template(messages, add_generation_prompt)?;
+        let rendered = engine_of(engine)?.apply_chat_template(messages, add_generation_prompt)?;
         out.set_box(ifl_buffer::of_text(&rendered));
         Ok(())
     })
@@ -167,8 +163,8 @@ pub extern "C" fn ifl_apply_chat_template(
 /// - buffer: a buffer, or NULL.
 /// - len: receives the length in bytes without the NUL; may be NULL.
 ///
-/// Returns UTF-8, NUL-terminated, which belongs to the buffer and lives until ifl_buffer_free; NULL, and a length
-/// of 0, where the buffer is NULL or holds tokens.
+/// Returns UTF-8, NUL-terminated, which belongs to the buffer and lives until ifl_buffer_free; NULL, and a
+/// length of 0, where the buffer is NULL or holds tokens.
 /// Threads: any, at any time. Errors: none. Since 0.1.0.
 #[unsafe(no_mangle)]
 pub extern "C" fn ifl_buffer_text(buffer: *const ifl_buffer, len: *mut u64) -> *const c_char {

@@ -7,8 +7,8 @@ use super::ffi::guard_value;
 /// What this build can do; names are never reused.
 const FEATURES: [&str; 5] = ["cpu", "echo", "gguf", "safetensors", "queue-fd"];
 
-/// Version of the library that is running, as IFL_VERSION is of the header that the program was compiled with:
-/// major * 10000 + minor * 100 + patch.
+/// Version of the library that is running, as IFL_VERSION is of the header that the program was compiled
+/// with: major * 10000 + minor * 100 + patch.
 ///
 /// A program compiled with one header runs with every later library of the same major version.
 ///

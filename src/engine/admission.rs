@@ -68,7 +68,7 @@ impl Admission<'_> {
         Ok(Admitted { params, stops, min_tokens, user_data, queue })
     }
 
-    fn prompt_tokens(&self, prompt: &Prompt) -> Result<Vec<u32>> {
+    pub(super) fn prompt_tokens(&self, prompt: &Prompt) -> Result<Vec<u32>> {
         let tokens = match prompt {
             Prompt::Text { text, add_special_tokens, parse_special } => {
                 let options =

@@ -232,6 +232,11 @@ impl Engine {
         &self.inner.parts.memory
     }
 
+    /// Token ids that a request with this prompt would run.
+    pub fn prompt_tokens(&self, prompt: &Prompt) -> Result<Vec<u32>> {
+        self.inner.admission().prompt_tokens(prompt)
+    }
+
     /// Token ids of `text`.
     pub fn tokenize(&self, text: &str, add_special_tokens: bool, parse_special: bool) -> Result<Vec<u32>> {
         self.tokenizer().encode(text, EncodeOptions { add_special_tokens, parse_special })

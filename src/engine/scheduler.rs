@@ -339,8 +339,11 @@ impl Scheduler {
         let mut next = self.waiting.first_key_value().map(|(&rank, &id)| (rank, id));
         while let Some((rank, id)) = next {
             // Prompts of higher rank that already run are served first.
-            while let Some((_, num_tokens)) = prompts.pop_front_if(|(running, _)| *running < rank) {
+            while let Some(&(running, num_tokens)) = prompts.front()
+                && running < rank
+            {
                 budget = budget.saturating_sub(num_tokens);
+                prompts.pop_front();
             }
             let sequence = &self.sequences[&id];
             let num_tokens = sequence.total_len();

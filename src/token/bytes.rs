@@ -37,7 +37,7 @@ pub(crate) fn tokenizer() -> Result<Tokenizer> {
             source: TEMPLATE,
             bos_token: None,
             eos_token: None,
-        })?),
+        })),
         generation_defaults: GenerationDefaults::default(),
     })
 }

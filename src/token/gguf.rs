@@ -110,7 +110,7 @@ pub(crate) fn build(source: Source) -> Result<Tokenizer> {
         prefix: Vec::from_iter(when(source.add_bos_token, adds_bos, bos)),
         suffix: Vec::from_iter(when(source.add_eos_token, false, eos)),
         eos_tokens: eos_tokens(&source, &types, eos)?,
-        template: template.transpose()?,
+        template,
         generation_defaults: GenerationDefaults::default(),
     })
 }

@@ -8,7 +8,7 @@ use crate::error::{Error, Result, Status};
 
 /// Stack of [`on_own_stack`]: enough for the deepest nesting that the template limits allow, so that it does not
 /// matter how small the stack of the host's thread is. Only touched pages cost memory.
-const STACK_BYTES: usize = 8 << 20;
+const STACK_BYTES: usize = 16 << 20;
 
 /// Runs `work` and turns a panic in it into an error of `status` that names `what` was being done.
 ///

@@ -24,7 +24,7 @@ use crate::token::pieces::{Piece, Pieces};
 use crate::token::pipeline::Pipeline;
 use crate::token::section;
 use crate::token::tokenizer_json::{AddedTokenEntry, Merges, ModelEntry, TokenizerFile, Vocabulary};
-use crate::token::{Encoder, Parts, Tokenizer};
+use crate::token::{Encoder, Parts, Tokenizer, normalizing};
 
 /// Reads `tokenizer.json` and the configuration files beside it.
 pub(crate) fn load(directory: &Path) -> Result<Tokenizer> {
@@ -49,6 +49,9 @@ pub(crate) fn parse(place: &str, content: &[u8], config: Config) -> Result<Token
         }
     }
     let normalizer = section::<NormalizerWrapper>(place, "normalizer", file.normalizer)?;
+    if let Some(raw) = file.normalizer {
+        normalizing::check(&format!("{place}: normalizer"), raw.get())?;
+    }
     let pre_tokenizer = section(place, "pre_tokenizer", file.pre_tokenizer)?;
     let post_processor = section::<PostProcessorWrapper>(place, "post_processor", file.post_processor)?;
     let decode_rule = DecodeRule::parse(&format!("{place}: decoder"), file.decoder.map(RawValue::get))?;
@@ -70,7 +73,7 @@ pub(crate) fn parse(place: &str, content: &[u8], config: Config) -> Result<Token
         prefix,
         suffix,
         eos_tokens,
-        template: config.template()?,
+        template: config.template(),
         generation_defaults: config.generation_defaults,
     })
 }

@@ -148,16 +148,11 @@ impl Config {
         Ok(eos_tokens)
     }
 
-    /// The compiled chat template, if there is one.
-    pub fn template(&self) -> Result<Option<ChatTemplate>> {
-        let Some((source, place)) = &self.chat_template else { return Ok(None) };
-        ChatTemplate::compile(TemplateSource {
-            place,
-            source,
-            bos_token: self.bos_token.as_deref(),
-            eos_token: self.eos_token.as_deref(),
-        })
-        .map(Some)
+    /// The chat template, if there is one, or why it cannot be used.
+    pub fn template(&self) -> Option<Result<ChatTemplate>> {
+        let (source, place) = self.chat_template.as_ref()?;
+        let (bos_token, eos_token) = (self.bos_token.as_deref(), self.eos_token.as_deref());
+        Some(ChatTemplate::compile(TemplateSource { place, source, bos_token, eos_token }))
     }
 }
 

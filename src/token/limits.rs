@@ -11,7 +11,7 @@ use crate::format::error::bounded;
 /// Largest `tokenizer.json`.
 pub(crate) const TOKENIZER_FILE_BYTES_MAX: u64 = 64 << 20;
 /// Largest `tokenizer_config.json`, `config.json` or `generation_config.json`.
-pub(crate) const CONFIG_FILE_BYTES_MAX: u64 = 16 << 20;
+pub(crate) const CONFIG_FILE_BYTES_MAX: u64 = 4 << 20;
 /// Largest section of `tokenizer.json` other than the model and the added tokens.
 pub(crate) const SECTION_BYTES_MAX: usize = 4 << 20;
 /// Largest chat template.

@@ -9,6 +9,7 @@ mod guard;
 mod hf;
 mod hf_config;
 mod limits;
+mod normalizing;
 mod pieces;
 mod pipeline;
 mod pretokenizer;
@@ -19,6 +20,8 @@ mod stop;
 mod stream;
 mod strftime;
 mod template;
+mod template_code;
+mod template_ops;
 mod tokenizer_json;
 
 use std::fmt;
@@ -58,7 +61,8 @@ pub struct Tokenizer {
     prefix: Vec<u32>,
     suffix: Vec<u32>,
     eos_tokens: Vec<u32>,
-    template: Option<ChatTemplate>,
+    /// A template that does not compile is an error of the calls that need it, not of loading.
+    template: Option<Result<ChatTemplate>>,
     generation_defaults: GenerationDefaults,
 }
 
@@ -80,7 +84,7 @@ struct Parts {
     prefix: Vec<u32>,
     suffix: Vec<u32>,
     eos_tokens: Vec<u32>,
-    template: Option<ChatTemplate>,
+    template: Option<Result<ChatTemplate>>,
     generation_defaults: GenerationDefaults,
 }
 
@@ -198,12 +202,14 @@ impl Tokenizer {
     }
 
     fn template(&self) -> Result<&ChatTemplate> {
-        self.template.as_ref().ok_or_else(|| {
-            Error::new(
-                Status::Unsupported,
-                "the model has no chat template; give the prompt as text or tokens",
-            )
-        })
+        match &self.template {
+            Some(Ok(template)) => Ok(template),
+            Some(Err(error)) => Err(error.clone()),
+            None => {
+                let problem = "the model has no chat template; give the prompt as text or tokens";
+                Err(Error::new(Status::Unsupported, problem))
+            }
+        }
     }
 
     /// Longest text that `num_tokens` tokens can stand for, and never less than 16 KiB: what is longer need not be
@@ -225,7 +231,7 @@ impl Tokenizer {
 
     /// Whether [`Tokenizer::encode_chat`] can work.
     pub fn has_chat_template(&self) -> bool {
-        self.template.is_some()
+        matches!(self.template, Some(Ok(_)))
     }
 
     /// Whether `id` steers the model rather than being text.

@@ -92,7 +92,7 @@ fn civil_from_days(days: u64) -> (u64, u64, u64) {
     while days_before_year(year + 1) <= days {
         year += 1;
     }
-    let is_leap = (year % 4 == 0 && year % 100 != 0) || year % 400 == 0;
+    let is_leap = (year.is_multiple_of(4) && !year.is_multiple_of(100)) || year.is_multiple_of(400);
     let mut day = days - days_before_year(year);
     let lengths = [31, if is_leap { 29 } else { 28 }, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
     let mut month = 1;

@@ -1,26 +1,20 @@
 //! Chat templates: Jinja as `transformers` sets it up, with limits on work, time, output and nesting.
 
-use std::io;
-use std::time::{Duration, Instant};
-
-use minijinja::value::{Kwargs, Serde, Value};
-use minijinja::{Environment, ErrorKind, context, syntax::SyntaxConfig};
-use minijinja_contrib::pycompat::unknown_method_callback;
+use minijinja::value::Serde;
+use minijinja::{AutoEscape, Environment, context, machinery};
 
 use crate::error::{Error, Result, Status};
 use crate::token::guard;
 use crate::token::limits::{TEMPLATE_BYTES_MAX, invalid};
-use crate::token::{python_json, strftime};
+use crate::token::template_code::Code;
+use crate::token::template_ops::{self, TIME_MAX};
 
-/// Steps of one rendering; 64 bytes of strings or output count as one, so this bounds memory too.
-const FUEL: u64 = 2_000_000;
-/// Wall time of one rendering.
-const TIME_MAX: Duration = Duration::from_millis(50);
+/// Steps of one rendering; 64 bytes of texts or output count as one, so this bounds memory too.
+const FUEL: u64 = 1_000_000;
 /// Bytes of one rendering's output.
 const OUTPUT_BYTES_MAX: usize = 16 << 20;
 /// Nested macro calls and the like.
 const RECURSION_MAX: usize = 200;
-const NAME: &str = "chat_template";
 
 /// A template as it was read.
 pub(crate) struct TemplateSource<'a> {
@@ -32,17 +26,18 @@ pub(crate) struct TemplateSource<'a> {
     pub eos_token: Option<&'a str>,
 }
 
-/// A compiled chat template.
+/// A chat template that is known to compile.
 #[derive(Debug)]
 pub(crate) struct ChatTemplate {
     environment: Environment<'static>,
+    place: String,
     source: String,
     bos_token: String,
     eos_token: String,
 }
 
 impl ChatTemplate {
-    /// Compiles a template.
+    /// Checks a template and keeps it.
     pub fn compile(template: TemplateSource) -> Result<Self> {
         let place = template.place;
         if template.source.len() > TEMPLATE_BYTES_MAX {
@@ -51,15 +46,15 @@ impl ChatTemplate {
             return Err(invalid(place, problem));
         }
         let source = without_generation_tags(template.source);
-        let environment = guard::on_own_stack(Status::ModelInvalid, place, || {
-            let mut environment = environment().map_err(|error| Error::internal(error.to_string()))?;
-            environment
-                .add_template_owned(NAME, source.clone())
-                .map_err(|error| invalid(place, with_causes(&error)))?;
-            Ok(environment)
-        })?;
+        guard::on_own_stack(Status::ModelInvalid, place, || Code::compile(place, &source).map(drop))?;
+        let mut environment = Environment::new();
+        environment.set_fuel(Some(FUEL));
+        environment.set_recursion_limit(RECURSION_MAX);
+        environment.set_debug(false);
+        template_ops::install(&mut environment);
         Ok(Self {
             environment,
+            place: place.to_owned(),
             source,
             bos_token: template.bos_token.unwrap_or_default().to_owned(),
             eos_token: template.eos_token.unwrap_or_default().to_owned(),
@@ -69,24 +64,36 @@ impl ChatTemplate {
     /// Renders `messages`, an array in the form that templates expect.
     pub fn render(&self, messages: &serde_json::Value, add_generation_prompt: bool) -> Result<String> {
         guard::on_own_stack(Status::TemplateFailed, "rendering the chat template", || {
-            let mut sink = Sink { output: Vec::new(), deadline: Instant::now() + TIME_MAX, exceeded: None };
+            // Code borrows the source. Compiling anew takes less than tokenising the result.
+            let code = Code::compile(&self.place, &self.source)?;
             let context = context! {
-                messages => Value::from(Serde(messages)),
+                messages => minijinja::Value::from(Serde(messages)),
                 add_generation_prompt,
                 bos_token => self.bos_token.as_str(),
                 eos_token => self.eos_token.as_str(),
                 tools => (),
                 documents => (),
             };
-            let template = self.environment.get_template(NAME);
-            let rendered =
-                template.and_then(|template| template.render_captured_to(context, &mut sink).map(drop));
-            match (rendered, sink.exceeded) {
-                (_, Some(limit)) => Err(Error::new(Status::TemplateFailed, limit)),
-                (Err(error), None) => Err(Error::new(Status::TemplateFailed, with_causes(&error))),
-                (Ok(()), None) => String::from_utf8(sink.output)
-                    .map_err(|_| Error::internal("the chat template wrote half a code point")),
+            let mut text = String::new();
+            template_ops::start_budget();
+            let mut output = machinery::make_string_output(&mut text);
+            machinery::eval(
+                &self.environment,
+                &code.instructions,
+                context,
+                &code.blocks,
+                &mut output,
+                AutoEscape::None,
+            )
+            .map_err(|error| failed(with_causes(&error)))?;
+            drop(output);
+            if template_ops::is_out_of_time() {
+                return Err(failed(format!("rendering took more than {} ms", TIME_MAX.as_millis())));
             }
+            if text.len() > OUTPUT_BYTES_MAX {
+                return Err(failed(format!("{} bytes; at most {OUTPUT_BYTES_MAX} are allowed", text.len())));
+            }
+            Ok(text)
         })
     }
 
@@ -96,35 +103,8 @@ impl ChatTemplate {
     }
 }
 
-fn environment() -> std::result::Result<Environment<'static>, minijinja::Error> {
-    let mut environment = Environment::new();
-    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
-    environment.set_unknown_method_callback(unknown_method_callback);
-    environment.set_fuel(Some(FUEL));
-    environment.set_recursion_limit(RECURSION_MAX);
-    environment.set_debug(false);
-    environment.add_filter("tojson", tojson);
-    environment.add_function("raise_exception", |message: String| -> std::result::Result<Value, _> {
-        Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-    });
-    environment.add_function("strftime_now", |format: String| strftime::now(&format));
-    Ok(environment)
-}
-
-fn tojson(value: Value, options: Kwargs) -> std::result::Result<String, minijinja::Error> {
-    let refused = |problem: String| minijinja::Error::new(ErrorKind::BadSerialization, problem);
-    let style = python_json::Style {
-        ensure_ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
-        indent: options.get("indent")?,
-        separators: match options.get::<Option<Vec<String>>>("separators")?.as_deref() {
-            Some([item, key]) => Some((item.clone(), key.clone())),
-            Some(_) => return Err(refused("tojson: separators must be a pair".to_owned())),
-            None => None,
-        },
-        sort_keys: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
-    };
-    options.assert_all_used()?;
-    python_json::dumps(&value, style).map_err(refused)
+fn failed(problem: String) -> Error {
+    Error::new(Status::TemplateFailed, format!("chat template: {problem}"))
 }
 
 /// `transformers` has a tag `generation` that marks the assistant's turns for training. Rendering ignores it, so
@@ -158,34 +138,6 @@ fn with_causes(error: &minijinja::Error) -> String {
         cause = inner.source();
     }
     text
-}
-
-/// Takes the output, and stops the rendering where it grows too large or takes too long.
-struct Sink {
-    output: Vec<u8>,
-    deadline: Instant,
-    exceeded: Option<String>,
-}
-
-impl io::Write for Sink {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.output.len() + bytes.len() > OUTPUT_BYTES_MAX {
-            self.exceeded = Some(format!("the chat template wrote more than {OUTPUT_BYTES_MAX} bytes"));
-        } else if Instant::now() > self.deadline {
-            self.exceeded = Some(format!("the chat template ran for more than {} ms", TIME_MAX.as_millis()));
-        } else if self.output.try_reserve(bytes.len()).is_err() {
-            self.exceeded = Some("no memory for the chat template's output".to_owned());
-        }
-        if self.exceeded.is_some() {
-            return Err(io::Error::other("limit exceeded"));
-        }
-        self.output.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-/* The ABI as numbers: sizes, offsets and values that no later version of the same major version may change, only
- * add to. Fields follow each other without padding. Included by a C99 and by a C++17 program. */
+/* The ABI as numbers: sizes, offsets and values that no later version of the same major version may change,
+ * only add to. Fields follow each other without padding. Included by a C99 and by a C++17 program. */
 
 #include <inflight.h>
 #include <inflight.h> /* Twice, to see that the guard holds. */

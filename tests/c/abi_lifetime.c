@@ -45,7 +45,8 @@ TEST(a_queue_has_its_own_events_and_descriptor)
     ifl_events *events = NULL;
     int32_t fd = -1, again = -2;
 
-    CHECK(ifl_queue_create(engine, &queue, NULL) == IFL_OK && ifl_queue_create(engine, &other, NULL) == IFL_OK);
+    CHECK(ifl_queue_create(engine, &queue, NULL) == IFL_OK);
+    CHECK(ifl_queue_create(engine, &other, NULL) == IFL_OK);
     CHECK(queue != other && ifl_queue_fd(queue, &fd, NULL) == IFL_OK && fd >= 0);
     CHECK(ifl_queue_fd(queue, &again, NULL) == IFL_OK && again == fd);
     CHECK(!is_readable(fd, 0));
@@ -270,8 +271,8 @@ TEST(log_lines_reach_the_host)
     }
 }
 
-/* In the child: every call on the parent's handles is refused, and an engine of its own works. Returns the line that
- * went wrong, or 0. */
+/* In the child: every call on the parent's handles is refused, and an engine of its own works. Returns the
+ * line that went wrong, or 0. */
 static int run_child(ifl_engine *engine, ifl_queue *queue)
 {
     ifl_engine_options options = IFL_ENGINE_OPTIONS_INIT;
@@ -329,8 +330,8 @@ TEST(a_forked_child_is_refused)
     if (child == 0) {
         int line = run_child(engine, queue);
 
-        /* A child that runs another program keeps valgrind from searching it for leaks: what the threads of the parent
-         * held is lost in the child, which has no such threads. */
+        /* A child that runs another program keeps valgrind from searching it for leaks: what the parent's
+         * threads held is lost in the child, which has no such threads. */
         if (line == 0)
             execl("/bin/true", "true", (char *)NULL);
         _exit(line == 0 ? 2 : 1);

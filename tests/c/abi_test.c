@@ -1,4 +1,5 @@
-/* Behaviour of the ABI on the echo device. Without arguments it runs every test; with some, those of that name. */
+/* Behaviour of the ABI on the echo device. Without arguments it runs every test; with some, those of these
+ * names. */
 
 #include "check.h"
 

@@ -15,15 +15,16 @@ void check_failed(const char *file, int line, const char *condition)
     exit(1);
 }
 
-void check_error(const char *file, int line, const char *call, ifl_status expected, ifl_status got, ifl_error *error)
+void check_error(const char *file, int line, const char *call, ifl_status expected, ifl_status got,
+                 ifl_error *error)
 {
     uint64_t len = 0;
     const char *message = ifl_error_message(error, &len);
 
     if (got != expected || error == NULL || ifl_error_code(error) != expected || len == 0 ||
         strlen(message) != len) {
-        fprintf(stderr, "%s:%d: %s gave %d (%s), not %d: %s\n", file, line, call, (int)got, ifl_status_name(got),
-                (int)expected, message);
+        fprintf(stderr, "%s:%d: %s gave %d (%s), not %d: %s\n", file, line, call, (int)got,
+                ifl_status_name(got), (int)expected, message);
         exit(1);
     }
     ifl_error_free(error);

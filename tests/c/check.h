@@ -12,7 +12,8 @@
             check_failed(__FILE__, __LINE__, #condition); \
     } while (0)
 
-/* The call must fail with this status and an error object that agrees. Needs an `ifl_error *error` in scope. */
+/* The call must fail with this status and an error object that agrees. Needs an `ifl_error *error` in
+ * scope. */
 #define CHECK_FAILS(expected, call)                                         \
     do {                                                                    \
         ifl_status got_ = (call);                                           \
@@ -21,7 +22,8 @@
     } while (0)
 
 void check_failed(const char *file, int line, const char *condition);
-void check_error(const char *file, int line, const char *call, ifl_status expected, ifl_status got, ifl_error *error);
+void check_error(const char *file, int line, const char *call, ifl_status expected, ifl_status got,
+                 ifl_error *error);
 
 enum { TEXT_MAX = 1 << 16, TOKENS_MAX = 1 << 14 };
 
@@ -42,8 +44,8 @@ typedef struct answer {
 
 /* An echo engine; `device` is "echo" or "echo:MICROSECONDS", and the options may be NULL. */
 ifl_engine *make_echo(const char *device, ifl_engine_options *options);
-/* Adds every event of a batch to the answer that its user_data is the index of, then frees the batch. Checks what
- * holds for every event: whole code points, nothing after the end. */
+/* Adds every event of a batch to the answer that its user_data is the index of, then frees the batch. Checks
+ * what holds for every event: whole code points, nothing after the end. */
 void take_events(ifl_events *events, answer *answers, uint64_t num_answers);
 /* Polls the engine's own queue until `num_answers` answers are finished. */
 void wait_for(ifl_engine *engine, answer *answers, uint64_t num_answers);

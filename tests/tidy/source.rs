@@ -16,9 +16,16 @@ pub struct Source {
 impl Source {
     pub fn new(path: &str, text: &str) -> Self {
         let code = blank_text(text);
-        let is_test = !path.starts_with("src/") || path.ends_with("tests.rs") || path.contains("/tests/");
-        let product = if is_test { String::new() } else { blank_test_modules(&code) };
-        Self { path: path.to_owned(), text: text.to_owned(), code, product }
+        let mut source = Self { path: path.to_owned(), text: text.to_owned(), code, product: String::new() };
+        if path.starts_with("src/") && !source.is_unit_tests() {
+            source.product = blank_test_modules(&source.code);
+        }
+        source
+    }
+
+    /// Whether it is a file of unit tests, which belongs to the module that it tests.
+    pub fn is_unit_tests(&self) -> bool {
+        self.path.starts_with("src/") && (self.path.ends_with("tests.rs") || self.path.contains("/tests/"))
     }
 
     pub fn is_in(&self, places: &[&str]) -> bool {

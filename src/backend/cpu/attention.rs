@@ -42,11 +42,9 @@ impl Workspace {
     pub(super) const EMPTY: Workspace = Workspace { threads: Vec::new(), tiles: Vec::new() };
 
     fn reserve(&mut self, num_threads: usize, num_elements: usize) -> BackendResult<()> {
-        let has_room = |buffer: &Buffer| buffer.elements::<f32>().len() >= num_elements;
-        if self.threads.len() != num_threads || !self.threads.iter().all(has_room) {
-            let num_bytes = product(&[num_elements, size_of::<f32>()]);
-            let buffers = (0..num_threads).map(|_| Buffer::zeroed(num_bytes, "attention workspace"));
-            self.threads = buffers.collect::<BackendResult<_>>()?;
+        self.threads.resize_with(num_threads, || Buffer::EMPTY);
+        for buffer in &mut self.threads {
+            buffer.grow(product(&[num_elements, size_of::<f32>()]), "attention workspace")?;
         }
         Ok(())
     }
@@ -390,7 +388,7 @@ fn compute_scores<S: Simd, const QUERIES: usize, const VECTORS: usize>(
 ) {
     let head_dim = queries.len() / QUERIES;
     assert!(keys.len() >= head_dim * KEY_TILE && scores.len() >= QUERIES * KEY_TILE);
-    assert!(KEY_TILE % (VECTORS * S::LANES) == 0);
+    assert!(KEY_TILE.is_multiple_of(VECTORS * S::LANES));
     let mut first = 0;
     while first < KEY_TILE {
         let mut sums = [[simd.splat(0.0); VECTORS]; QUERIES];

@@ -23,9 +23,8 @@ use std::collections::VecDeque;
 
 pub use tensor::{KvCache, Tensor};
 
-use self::attention::{Attention, Workspace};
+use self::attention::Attention;
 use self::batch::LoadedBatch;
-use self::linear::Packed;
 use self::norm::RmsNorm;
 use self::rope::RopeAndWriteKv;
 use self::sample::SlotTable;
@@ -47,8 +46,8 @@ pub struct Cpu {
     /// Shape of the cache allocated last, which batches are checked against.
     kv_layout: Option<KvLayout>,
     batch: LoadedBatch,
-    packed: Packed,
-    attention: Workspace,
+    linear_workspace: linear::Workspace,
+    attention_workspace: attention::Workspace,
     /// Hidden rows of the sampled tokens.
     gathered: Buffer,
     samples: VecDeque<Vec<Sampled>>,
@@ -68,8 +67,8 @@ impl Cpu {
             slots: None,
             kv_layout: None,
             batch: LoadedBatch::default(),
-            packed: Packed::EMPTY,
-            attention: Workspace::EMPTY,
+            linear_workspace: linear::Workspace::EMPTY,
+            attention_workspace: attention::Workspace::EMPTY,
             gathered: Buffer::EMPTY,
             samples: VecDeque::new(),
         }
@@ -93,9 +92,7 @@ impl Cpu {
     fn gather_sampled(&mut self, hidden: &Tensor) -> BackendResult<()> {
         let width = hidden.columns();
         let num_elements = self.batch.sampled_tokens.len() * width;
-        if self.gathered.elements::<f32>().len() < num_elements {
-            self.gathered = Buffer::zeroed(product(&[num_elements, size_of::<f32>()]), "sampled rows")?;
-        }
+        self.gathered.grow(product(&[num_elements, size_of::<f32>()]), "sampled rows")?;
         let source = hidden.elements::<f32>();
         let target = self.gathered.elements_mut::<f32>();
         for (i, &token) in self.batch.sampled_tokens.iter().enumerate() {
@@ -115,7 +112,7 @@ fn check_attention(operation: &'static str, shape: &AttentionShape, cache: &KvCa
     let layout = cache.layout();
     let heads_match = shape.num_kv_heads > 0
         && shape.num_heads > 0
-        && shape.num_heads % shape.num_kv_heads == 0
+        && shape.num_heads.is_multiple_of(shape.num_kv_heads)
         && (shape.num_kv_heads, shape.head_dim) == (layout.num_kv_heads, layout.head_dim);
     if !heads_match {
         return Err(invalid(operation, format!("{shape:?} does not fit a cache of {layout:?}")));
@@ -237,7 +234,7 @@ impl Backend for Cpu {
         out.expect("linear", "out", rows, weight.rows())?;
         let input = &input.elements::<f32>()[..rows * weight.columns()];
         let out = &mut out.elements_mut::<f32>()[..rows * weight.rows()];
-        linear::linear(&mut self.threads, self.isa, &mut self.packed, input, weight, out)
+        linear::linear(&mut self.threads, self.isa, &mut self.linear_workspace, input, weight, out)
     }
 
     fn rope_and_write_kv(
@@ -254,7 +251,7 @@ impl Backend for Cpu {
         self.batch.check_cache(OPERATION, cache, layer)?;
         qkv.expect(OPERATION, "qkv", self.batch.num_tokens(), shape.qkv_width())?;
         table.expect(OPERATION, "table", self.batch.max_context_len, table.columns())?;
-        if table.columns() > shape.head_dim || table.columns() % 2 != 0 {
+        if table.columns() > shape.head_dim || !table.columns().is_multiple_of(2) {
             let message = format!("table has {} columns for heads of {}", table.columns(), shape.head_dim);
             return Err(invalid(OPERATION, message));
         }
@@ -279,7 +276,7 @@ impl Backend for Cpu {
         Attention { batch: &self.batch, qkv, shape, cache, layer, out }.run(
             &mut self.threads,
             self.isa,
-            &mut self.attention,
+            &mut self.attention_workspace,
         )
     }
 
@@ -305,7 +302,7 @@ impl Backend for Cpu {
         self.gather_sampled(hidden)?;
         let input = &self.gathered.elements::<f32>()[..rows * head.columns()];
         let out = &mut out.elements_mut::<f32>()[..rows * head.rows()];
-        linear::linear(&mut self.threads, self.isa, &mut self.packed, input, head, out)
+        linear::linear(&mut self.threads, self.isa, &mut self.linear_workspace, input, head, out)
     }
 
     fn sample(&mut self, logits: &Tensor) -> BackendResult<()> {
@@ -313,7 +310,9 @@ impl Backend for Cpu {
         logits.expect("sample", "logits", self.batch.sampled_slots.len(), vocab_size)?;
         let logits = logits.elements::<f32>().chunks_exact(vocab_size.max(1));
         let rows: Vec<_> = self.batch.sampled_slots.iter().copied().zip(logits).collect();
-        let sampled = self.slots("sample")?.sample_rows(&rows);
+        let slots =
+            self.slots.as_mut().ok_or_else(|| invalid("sample", "nothing was reserved".to_string()))?;
+        let sampled = slots.sample_rows(&mut self.threads, &rows);
         self.samples.push_back(sampled);
         Ok(())
     }

@@ -34,6 +34,14 @@ impl Buffer {
         Ok(Buffer { words, first_word, num_words })
     }
 
+    /// Replaces the buffer by a zeroed one if it is smaller than `num_bytes`.
+    pub(super) fn grow(&mut self, num_bytes: Option<u64>, what: &str) -> BackendResult<()> {
+        if num_bytes.is_none_or(|num_bytes| num_bytes > (self.num_words * size_of::<u128>()) as u64) {
+            *self = Buffer::zeroed(num_bytes, what)?;
+        }
+        Ok(())
+    }
+
     /// The buffer as elements of one type; a few zeros may follow what was asked for.
     pub(super) fn elements<T: Pod>(&self) -> &[T] {
         bytemuck::cast_slice(&self.words[self.first_word..self.first_word + self.num_words])
@@ -95,7 +103,7 @@ impl Tensor {
     /// The bytes of `num_rows` rows from `first_row` on, checked.
     pub(super) fn row_bytes_mut(&mut self, first_row: usize, num_bytes: usize) -> BackendResult<&mut [u8]> {
         let row_bytes = self.columns * self.dtype.size_bytes();
-        if row_bytes == 0 || num_bytes % row_bytes != 0 {
+        if row_bytes == 0 || !num_bytes.is_multiple_of(row_bytes) {
             return Err(invalid(
                 "write_rows",
                 format!("{num_bytes} bytes are no whole rows of {row_bytes} bytes"),

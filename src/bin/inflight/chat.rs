@@ -9,7 +9,7 @@ use inflight::{Engine, EventKind, FinishReason, Prompt};
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
-use crate::flight::{Answer, Flight, prompt_tokens};
+use crate::flight::{Answer, Flight};
 use crate::interrupt::Interrupt;
 use crate::loading::load;
 use crate::options::{EngineArgs, RequestArgs};
@@ -197,7 +197,7 @@ impl Chat<'_> {
 
     fn stream_answer(&mut self) -> Result<Answer, Failure> {
         let prompt = Prompt::Chat(Value::from(self.conversation.messages.clone()).to_string());
-        let tokens = prompt_tokens(self.engine, &prompt)?;
+        let tokens = self.engine.prompt_tokens(&prompt)?;
         let mut flight = Flight::new(self.engine, self.interrupt);
         flight.enqueue(self.args.request.to_request(prompt, DEFAULT_MAX_TOKENS))?;
         let mut stdout = std::io::stdout().lock();

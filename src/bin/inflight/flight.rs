@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use inflight::backend::TokenLogprob;
 use inflight::engine::{Finished, RequestId};
-use inflight::{Engine, Event, EventKind, FinishReason, Prompt, Request};
+use inflight::{Engine, Event, EventKind, FinishReason, Request};
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
@@ -173,19 +173,5 @@ pub fn reason_name(reason: FinishReason) -> &'static str {
         FinishReason::Cancelled => "cancelled",
         FinishReason::Deadline => "deadline",
         FinishReason::Error => "error",
-    }
-}
-
-/// Token ids that the engine runs for `prompt`.
-pub fn prompt_tokens(engine: &Engine, prompt: &Prompt) -> inflight::Result<Vec<u32>> {
-    match prompt {
-        Prompt::Tokens(tokens) => Ok(tokens.clone()),
-        Prompt::Text { text, add_special_tokens, parse_special } => {
-            engine.tokenize(text, *add_special_tokens, *parse_special)
-        }
-        Prompt::Chat(messages) => {
-            let text = engine.apply_chat_template(messages, true)?;
-            engine.tokenize(&text, false, true)
-        }
     }
 }

@@ -9,7 +9,7 @@ use inflight::{Engine, Event, EventKind, Prompt, Request, Status};
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
-use crate::flight::{Answer, Flight, error_json, prompt_tokens};
+use crate::flight::{Answer, Flight, error_json};
 use crate::interrupt::Interrupt;
 use crate::loading::load;
 use crate::options::{EngineArgs, RequestArgs, chat_messages, read_input};
@@ -134,7 +134,7 @@ fn run_single(
     engine: &Engine,
     interrupt: &Interrupt,
 ) -> Result<(), Failure> {
-    let tokens = prompt_tokens(engine, &prompt)?;
+    let tokens = engine.prompt_tokens(&prompt)?;
     let mut flight = Flight::new(engine, interrupt);
     flight.enqueue(args.request.to_request(prompt, DEFAULT_MAX_TOKENS))?;
     let mut stdout = std::io::stdout().lock();
@@ -216,7 +216,7 @@ impl<'a> Batch<'a> {
         let mut request =
             line.args.clone().or(self.defaults).to_request(line.prompt.clone(), DEFAULT_MAX_TOKENS);
         request.user_data = index as u64;
-        let accepted = match prompt_tokens(self.engine, &request.prompt) {
+        let accepted = match self.engine.prompt_tokens(&request.prompt) {
             Ok(tokens) => {
                 self.prompt_tokens[index] = tokens;
                 self.enqueue_when_free(&request)?

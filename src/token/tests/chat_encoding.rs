@@ -60,7 +60,7 @@ fn fragments_cannot_join_into_a_special_token() {
 /// A byte tokenizer with another template.
 fn with_template(source: &str) -> Tokenizer {
     let source = template::TemplateSource { place: "test", source, bos_token: None, eos_token: None };
-    Tokenizer { template: Some(ChatTemplate::compile(source).unwrap()), ..Tokenizer::bytes() }
+    Tokenizer { template: Some(ChatTemplate::compile(source)), ..Tokenizer::bytes() }
 }
 
 #[test]

@@ -29,8 +29,8 @@ mod scan;
 mod tests;
 
 use parking_lot::Mutex;
-use rayon::prelude::*;
 
+use super::threads::Threads;
 use crate::backend::{Sampled, SlotState, TokenLogprob};
 
 use filter::FilterScratch;
@@ -91,40 +91,46 @@ impl SlotTable {
     }
 
     /// Samples a row of `vocab_size` logits for `slot` and advances the slot by the token.
+    #[cfg(test)]
     pub fn sample_row(&mut self, slot: u32, logits: &[f32]) -> Sampled {
         assert_eq!(logits.len(), self.vocab_size, "a row has one logit per token of the vocabulary");
         let state = &mut self.slots[slot as usize];
         with_scratch(&self.idle_scratch, |scratch| state.sample(slot, logits, scratch))
     }
 
-    /// Samples `(slot, logits)` rows of distinct slots on the threads of the current rayon pool; the results
-    /// are in the order of the rows. Panics where a slot stands twice.
-    pub fn sample_rows(&mut self, rows: &[(u32, &[f32])]) -> Vec<Sampled> {
-        if let &[(slot, logits)] = rows {
-            return vec![self.sample_row(slot, logits)];
-        }
-        let mut row_of_slot = vec![None; self.slots.len()];
-        for (row, &(slot, logits)) in rows.iter().enumerate() {
-            assert_eq!(logits.len(), self.vocab_size, "a row has one logit per token of the vocabulary");
-            assert!(row_of_slot[slot as usize].replace(row).is_none(), "slot {slot} stands twice");
-        }
-        let idle_scratch = &self.idle_scratch;
-        let jobs: Vec<(usize, &mut Slot)> = self
-            .slots
-            .iter_mut()
-            .zip(row_of_slot)
-            .filter_map(|(state, row)| row.map(|row| (row, state)))
-            .collect();
-        let mut sampled: Vec<(usize, Sampled)> = jobs
-            .into_par_iter()
-            .map(|(row, state)| {
-                let (slot, logits) = rows[row];
-                (row, with_scratch(idle_scratch, |scratch| state.sample(slot, logits, scratch)))
+    /// Samples `(slot, logits)` rows of distinct slots on `threads`; the results are in the order of the rows.
+    /// Panics where a slot stands twice.
+    pub(in crate::backend::cpu) fn sample_rows(
+        &mut self,
+        threads: &mut Threads,
+        rows: &[(u32, &[f32])],
+    ) -> Vec<Sampled> {
+        let mut states: Vec<Option<&mut Slot>> = self.slots.iter_mut().map(Some).collect();
+        let mut take_state = |slot: u32| states[slot as usize].take();
+        let jobs: Vec<Mutex<Job>> = rows
+            .iter()
+            .map(|&(slot, logits)| {
+                assert_eq!(logits.len(), self.vocab_size, "a row has one logit per token of the vocabulary");
+                let state = take_state(slot).unwrap_or_else(|| panic!("slot {slot} stands twice"));
+                Mutex::new(Job { slot, state, logits, sampled: None })
             })
             .collect();
-        sampled.sort_unstable_by_key(|&(row, _)| row);
-        sampled.into_iter().map(|(_, sampled)| sampled).collect()
+        threads.run(jobs.len(), |index| {
+            // Each task locks its own job; the lock is how it gets it from another thread.
+            let mut job = jobs[index].lock();
+            let Job { slot, state, logits, sampled } = &mut *job;
+            *sampled = Some(with_scratch(&self.idle_scratch, |scratch| state.sample(*slot, logits, scratch)));
+        });
+        jobs.into_iter().map(|job| job.into_inner().sampled.expect("every task has run")).collect()
     }
+}
+
+/// One row to sample.
+struct Job<'a> {
+    slot: u32,
+    state: &'a mut Slot,
+    logits: &'a [f32],
+    sampled: Option<Sampled>,
 }
 
 fn with_scratch<R>(idle: &Mutex<Vec<Scratch>>, work: impl FnOnce(&mut Scratch) -> R) -> R {

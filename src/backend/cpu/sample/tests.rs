@@ -399,7 +399,7 @@ fn the_rest_of_the_batch_changes_nothing() {
         let rows: Vec<(u32, &[f32])> = slots.iter().copied().zip(logits.iter().map(Vec::as_slice)).collect();
         let expected: Vec<Sampled> =
             rows.iter().map(|&(slot, logits)| alone.sample_row(slot, logits)).collect();
-        assert_eq!(together.sample_rows(&rows), expected);
+        assert_eq!(together.sample_rows(&mut Threads::new(2).unwrap(), &rows), expected);
     }
 }
 
@@ -423,7 +423,7 @@ fn wide_and_portable_vectors_give_the_same() {
 #[test]
 #[should_panic(expected = "slot 1 stands twice")]
 fn a_slot_cannot_stand_twice() {
-    SlotTable::new(2, 1).sample_rows(&[(1, &[0.0]), (1, &[0.0])]);
+    SlotTable::new(2, 1).sample_rows(&mut Threads::new(1).unwrap(), &[(1, &[0.0]), (1, &[0.0])]);
 }
 
 /// Another device, and a later version, must give these tokens too. They come from a second implementation:

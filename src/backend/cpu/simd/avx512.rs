@@ -41,6 +41,12 @@ impl Simd for Avx512 {
     const LANES: usize = 16;
 
     #[inline(always)]
+    fn prefetch(self, address: *const u8) {
+        // SAFETY: a prefetch does not fault, and every x86-64 processor has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+
+    #[inline(always)]
     fn splat(self, value: f32) -> __m512 {
         // SAFETY: `self` proves AVX-512.
         unsafe { _mm512_set1_ps(value) }
@@ -261,6 +267,11 @@ impl Dot for Avx512Bf16 {
     type Sums = __m512;
     const STEP: usize = BF16_STEP;
     const TILE_ROWS: usize = 4;
+
+    #[inline(always)]
+    fn prefetch(self, address: *const u8) {
+        self.0.prefetch(address);
+    }
 
     #[inline(always)]
     fn zero(self) -> __m512 {

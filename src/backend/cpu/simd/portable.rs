@@ -21,6 +21,9 @@ impl Simd for Portable {
     const LANES: usize = LANES;
 
     #[inline(always)]
+    fn prefetch(self, _address: *const u8) {}
+
+    #[inline(always)]
     fn splat(self, value: f32) -> [f32; LANES] {
         [value; LANES]
     }

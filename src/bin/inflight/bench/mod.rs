@@ -136,7 +136,7 @@ pub fn run(args: &BenchArgs, interrupt: &Interrupt) -> Result<(), Failure> {
     for _ in 0..num_runs {
         runs.push(bench.run(&workload)?);
     }
-    let report = report::Report::new(args, &engine.model_info(), &workload, runs);
+    let report = report::Report::new(args, engine.model_info(), &workload, runs);
     let text = if args.json { report.to_json().to_string() + "\n" } else { report.to_text() };
     Ok(std::io::stdout().lock().write_all(text.as_bytes())?)
 }
