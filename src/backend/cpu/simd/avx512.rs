@@ -170,6 +170,16 @@ impl Simd for Avx512 {
         unsafe { _mm512_reduce_max_ps(a) }
     }
 
+    #[inline(always)]
+    fn split_bf16_pairs(self, pairs: __m512) -> [__m512; 2] {
+        // SAFETY: `self` proves AVX-512.
+        unsafe {
+            let pairs = _mm512_castps_si512(pairs);
+            let second = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+            [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)), _mm512_castsi512_ps(second)]
+        }
+    }
+
     /// Four rounds: pairs of rows by single values, then by pairs, then quarters of vectors twice.
     #[inline(always)]
     fn transpose(self, rows: &mut [__m512; MAX_LANES]) {
