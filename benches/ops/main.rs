@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench ops` runs the operations of a decoder of SmolLM2-135M's shape with random weights: one
 //! sequence, 16 sequences, and a prompt of 512 tokens. `-- --dtype f32|f16|bf16` sets the type of weights and
-//! cache, `-- --threads N` the threads. For each operation it prints its time in one step and the larger of its
+//! cache, `-- --threads N` the threads, `-- --only WORD` picks workloads by name. For each operation it prints its time in one step and the larger of its
 //! shares of the peaks that were measured first: reading memory, and f32 multiply-adds.
 
 mod decoder;
@@ -43,6 +43,9 @@ fn main() {
         Workload { name: "decode, 16 sequences", num_sequences: 16, tokens_each: 1, context_len: 528 },
         Workload { name: "prompt of 512", num_sequences: 1, tokens_each: 512, context_len: 512 },
     ] {
+        if value_of("--only").is_some_and(|word| !workload.name.contains(word)) {
+            continue;
+        }
         let report = decoder.measure(&workload);
         let step_s = report.step_s;
         println!(

@@ -14,9 +14,13 @@ pub fn measure(num_threads: usize) -> Peaks {
     Peaks { bytes_per_s: read_bandwidth(num_threads), flops_per_s: multiply_adds(num_threads) }
 }
 
+/// Values in whole cache lines.
+fn lines(values: &[u64]) -> impl Iterator<Item = &[u64; 8]> {
+    values.as_chunks::<8>().0.iter()
+}
+
 /// Four streams per thread over 256 MiB, so that the hardware fetches ahead in several pages.
 fn read_bandwidth(num_threads: usize) -> f64 {
-    const STREAMS: usize = 4;
     let values = vec![1u64; 32 << 20];
     let part = values.len() / num_threads;
     let mut best_s = f64::INFINITY;
@@ -25,13 +29,12 @@ fn read_bandwidth(num_threads: usize) -> f64 {
         std::thread::scope(|scope| {
             for chunk in values.chunks_exact(part) {
                 scope.spawn(move || {
-                    let mut sums = [[0u64; 8]; STREAMS];
-                    let streams: Vec<_> = chunk.chunks_exact(part / STREAMS / 8 * 8).take(STREAMS).collect();
-                    for i in (0..streams[0].len()).step_by(8) {
-                        for (sums, stream) in sums.iter_mut().zip(&streams) {
-                            for (sum, value) in sums.iter_mut().zip(&stream[i..i + 8]) {
-                                *sum ^= value;
-                            }
+                    let (ab, cd) = chunk.split_at(part / 2);
+                    let ((a, b), (c, d)) = (ab.split_at(part / 4), cd.split_at(part / 4));
+                    let mut sums = [0u64; 8];
+                    for (((a, b), c), d) in lines(a).zip(lines(b)).zip(lines(c)).zip(lines(d)) {
+                        for i in 0..8 {
+                            sums[i] ^= a[i] ^ b[i] ^ c[i] ^ d[i];
                         }
                     }
                     black_box(sums);

@@ -215,7 +215,7 @@ impl<E: Element> Kernel for TileTask<'_, E> {
     }
 }
 
-impl<E: Element> TileTask<'_, E> {
+impl<'a, E: Element> TileTask<'a, E> {
     /// Copies the tile's queries, scaled, and starts their sums.
     fn load_queries(&mut self) {
         let AttentionShape { head_dim, scale, .. } = *self.shape;
@@ -243,24 +243,37 @@ impl<E: Element> TileTask<'_, E> {
         (position + 1).saturating_sub(tile_start).min(KEY_TILE)
     }
 
-    /// Loads keys and values of `num_keys` positions from `tile_start` on, block by block.
+    /// Keys or values of `count` positions from `position` on, which lie in one block.
+    #[inline(always)]
+    fn cached(&self, part: KeyOrValue, position: usize, count: usize) -> &'a [E] {
+        let layout = self.cache.layout();
+        let block = self.batch.block(self.row, position, layout.block_size);
+        let start = head_offset(layout, self.layer, block, part, self.kv_head);
+        let in_block = position % layout.block_size;
+        &self.elements[start + in_block * layout.head_dim..][..count * layout.head_dim]
+    }
+
+    /// Loads keys and values of `num_keys` positions from `tile_start` on, block by block, and asks for those
+    /// of the next tile, which memory can bring while this one is computed with.
     #[inline(always)]
     fn load_tile<S: Simd>(&mut self, simd: S, tile_start: usize, num_keys: usize) {
-        let layout = self.cache.layout();
-        let head_dim = self.shape.head_dim;
+        let block_size = self.cache.layout().block_size;
+        let (head_dim, padded_dim) = (self.shape.head_dim, self.scratch.padded_dim);
+        let context_len = self.row.first_position + self.tokens.end;
         let mut key = 0;
         while key < num_keys {
             let position = tile_start + key;
-            let in_block = position % layout.block_size;
-            let count = (layout.block_size - in_block).min(num_keys - key);
-            let block = self.batch.block(self.row, position, layout.block_size);
-            let part = |part| {
-                let start = head_offset(layout, self.layer, block, part, self.kv_head) + in_block * head_dim;
-                &self.elements[start..start + count * head_dim]
-            };
-            let (keys, values) = (part(KeyOrValue::Key), part(KeyOrValue::Value));
+            let count = (block_size - position % block_size).min(num_keys - key);
+            let keys = self.cached(KeyOrValue::Key, position, count);
+            let values = self.cached(KeyOrValue::Value, position, count);
             let mut i = 0;
             while i < count {
+                if position + i + KEY_TILE < context_len {
+                    let ahead = position + i + KEY_TILE;
+                    let count = (block_size - ahead % block_size).min(context_len - ahead).min(S::LANES);
+                    prefetch(simd, self.cached(KeyOrValue::Key, ahead, count));
+                    prefetch(simd, self.cached(KeyOrValue::Value, ahead, count));
+                }
                 if key + i + S::LANES <= KEY_TILE {
                     transpose(simd, &keys[i * head_dim..], head_dim, &mut self.scratch.keys[key + i..]);
                     i += S::LANES;
@@ -269,7 +282,6 @@ impl<E: Element> TileTask<'_, E> {
                     i += 1;
                 }
             }
-            let padded_dim = self.scratch.padded_dim;
             for (i, source) in values.chunks_exact(head_dim).enumerate() {
                 let target = &mut self.scratch.values[(key + i) * padded_dim..][..head_dim];
                 Widen { source, target }.run(simd);
@@ -340,32 +352,59 @@ impl<E: Element> TileTask<'_, E> {
     }
 }
 
+/// Asks for the cache lines of `elements`.
+#[inline(always)]
+fn prefetch<S: Simd, E>(simd: S, elements: &[E]) {
+    const LINE: usize = 64;
+    let start = elements.as_ptr().cast::<u8>();
+    for offset in (0..size_of_val(elements)).step_by(LINE) {
+        simd.prefetch(start.wrapping_add(offset));
+    }
+}
+
 /// Writes up to `LANES` rows of `source` as columns of `target`, whose rows are `KEY_TILE` apart. Where the
 /// source has fewer rows, the columns after them are filled with copies of its last row.
 #[inline(always)]
 fn transpose<S: Simd, E: Element>(simd: S, source: &[E], head_dim: usize, target: &mut [f32]) {
     let num_rows = (source.len() / head_dim).min(S::LANES);
     assert!(num_rows > 0 && target.len() >= (head_dim - 1) * KEY_TILE + S::LANES);
+    let row = |lane: usize, dim: usize| source[lane.min(num_rows - 1) * head_dim + dim..].as_ptr();
+    let target_row = target.as_mut_ptr();
+    let mut square = [simd.splat(0.0); MAX_LANES];
     let mut dim = 0;
-    while dim + S::LANES <= head_dim {
-        let mut square = [simd.splat(0.0); MAX_LANES];
+    // Two bf16 values fit a lane, so that a square moves twice as many.
+    while E::DTYPE == DType::Bf16 && dim + 2 * S::LANES <= head_dim {
         for lane in 0..S::LANES {
-            let row = lane.min(num_rows - 1);
+            // SAFETY: the row has `2 * LANES` elements of two bytes from `dim` on.
+            square[lane] = unsafe { simd.load(row(lane, dim).cast()) };
+        }
+        simd.transpose(&mut square);
+        for lane in 0..S::LANES {
+            let [first, second] = simd.split_bf16_pairs(square[lane]);
+            // SAFETY: asserted above for the last row, and the others lie before it.
+            unsafe {
+                simd.store(target_row.add((dim + 2 * lane) * KEY_TILE), first);
+                simd.store(target_row.add((dim + 2 * lane + 1) * KEY_TILE), second);
+            }
+        }
+        dim += 2 * S::LANES;
+    }
+    while dim + S::LANES <= head_dim {
+        for lane in 0..S::LANES {
             // SAFETY: the row has `LANES` elements from `dim` on.
-            square[lane] = unsafe { E::load(simd, source.as_ptr().add(row * head_dim + dim)) };
+            square[lane] = unsafe { E::load(simd, row(lane, dim)) };
         }
         simd.transpose(&mut square);
         for lane in 0..S::LANES {
             // SAFETY: asserted above for the last row, and the others lie before it.
-            unsafe { simd.store(target.as_mut_ptr().add((dim + lane) * KEY_TILE), square[lane]) };
+            unsafe { simd.store(target_row.add((dim + lane) * KEY_TILE), square[lane]) };
         }
         dim += S::LANES;
     }
-    while dim < head_dim {
+    for dim in dim..head_dim {
         for row in 0..num_rows {
             target[dim * KEY_TILE + row] = source[row * head_dim + dim].to_f32();
         }
-        dim += 1;
     }
 }
 

@@ -271,7 +271,7 @@ impl<'a, W: Element, I: Element> Block<'a, W, I> {
         let (input, weight) = (input.as_ptr(), weight.as_ptr());
         let mut sums = [[dot.zero(); FEATURES]; ROWS];
         let full = depth - depth % D::STEP;
-        let ahead = if self.rows.len() < WIDEN_ROWS { TILE_FEATURES } else { 0 };
+        let ahead = if self.rows.len() < WIDEN_ROWS { 2 * TILE_FEATURES } else { 0 };
         let mut i = 0;
         while i < full {
             // SAFETY: weight row 0 of the slice has `STEP` elements from `i` on.

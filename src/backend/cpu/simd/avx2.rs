@@ -158,6 +158,16 @@ impl Simd for Avx2 {
         }
     }
 
+    #[inline(always)]
+    fn split_bf16_pairs(self, pairs: __m256) -> [__m256; 2] {
+        // SAFETY: `self` proves AVX2.
+        unsafe {
+            let pairs = _mm256_castps_si256(pairs);
+            let second = _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32 as i32));
+            [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs)), _mm256_castsi256_ps(second)]
+        }
+    }
+
     /// Three rounds: pairs of rows by single values, then by pairs, then halves of vectors.
     #[inline(always)]
     fn transpose(self, rows: &mut [__m256; MAX_LANES]) {

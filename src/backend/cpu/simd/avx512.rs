@@ -43,7 +43,7 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn prefetch(self, address: *const u8) {
         // SAFETY: a prefetch does not fault, and every x86-64 processor has it.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
 
     #[inline(always)]
@@ -168,6 +168,16 @@ impl Simd for Avx512 {
     fn max_lane(self, a: __m512) -> f32 {
         // SAFETY: `self` proves AVX-512.
         unsafe { _mm512_reduce_max_ps(a) }
+    }
+
+    #[inline(always)]
+    fn split_bf16_pairs(self, pairs: __m512) -> [__m512; 2] {
+        // SAFETY: `self` proves AVX-512.
+        unsafe {
+            let pairs = _mm512_castps_si512(pairs);
+            let second = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+            [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)), _mm512_castsi512_ps(second)]
+        }
     }
 
     /// Four rounds: pairs of rows by single values, then by pairs, then quarters of vectors twice.

@@ -65,7 +65,9 @@ pub(super) trait Simd: Copy {
     fn sum4(self, vectors: [Self::Vector; 4]) -> [f32; 4];
     /// Largest lane, NaN lanes left out where that is cheap.
     fn max_lane(self, a: Self::Vector) -> f32;
-    /// Transposes the leading `LANES` by `LANES` square.
+    /// For lanes that hold two bf16 values each: the first ones and the second ones, widened.
+    fn split_bf16_pairs(self, pairs: Self::Vector) -> [Self::Vector; 2];
+    /// Transposes the leading `LANES` by `LANES` square. Moves bits, so that lanes may hold anything.
     fn transpose(self, rows: &mut [Self::Vector; MAX_LANES]);
 }
 

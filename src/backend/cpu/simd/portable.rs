@@ -117,6 +117,12 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn split_bf16_pairs(self, pairs: [f32; LANES]) -> [[f32; LANES]; 2] {
+        let half = |pair: f32, shift: u32| f32::from_bits((pair.to_bits() >> shift) << 16);
+        [pairs.map(|pair| half(pair, 0)), pairs.map(|pair| half(pair, 16))]
+    }
+
+    #[inline(always)]
     fn transpose(self, rows: &mut [[f32; LANES]; MAX_LANES]) {
         for i in 0..LANES {
             for j in i + 1..LANES {
