@@ -36,6 +36,11 @@ use super::{
 };
 use crate::error::Result;
 
+/// Widths that [`Backend::workspace_bytes`] plans with, which is asked before a model's widths are known; the
+/// workspace itself grows to what the operations need.
+const MAX_PLANNED_WIDTH: usize = 4096;
+const MAX_PLANNED_HEAD_DIM: usize = 128;
+
 /// A processor's cores and what a batch needs.
 pub struct Cpu {
     threads: Threads,
@@ -111,7 +116,7 @@ fn check_attention(operation: &'static str, shape: &AttentionShape, cache: &KvCa
     let layout = cache.layout();
     let heads_match = shape.num_kv_heads > 0
         && shape.num_heads > 0
-        && shape.num_heads % shape.num_kv_heads == 0
+        && shape.num_heads.is_multiple_of(shape.num_kv_heads)
         && (shape.num_kv_heads, shape.head_dim) == (layout.num_kv_heads, layout.head_dim);
     if !heads_match {
         return Err(invalid(operation, format!("{shape:?} does not fit a cache of {layout:?}")));
@@ -128,8 +133,13 @@ impl Backend for Cpu {
     }
 
     fn workspace_bytes(&self, limits: &BackendLimits) -> u64 {
-        // Tokens, positions and slots of a batch; what depends on the model's widths is below a tensor's size.
-        (limits.max_tokens as u64 + limits.max_slots as u64) * 64
+        let per_thread = linear::PANEL_BYTES + attention::workspace_bytes(MAX_PLANNED_HEAD_DIM);
+        let per_token = size_of::<u32>() + MAX_PLANNED_WIDTH * size_of::<half::bf16>();
+        let per_slot = MAX_PLANNED_WIDTH * size_of::<f32>();
+        [(self.num_threads(), per_thread), (limits.max_tokens, per_token), (limits.max_slots, per_slot)]
+            .iter()
+            .map(|&(count, bytes)| count as u64 * bytes as u64)
+            .sum()
     }
 
     fn reserve(&mut self, limits: &BackendLimits) -> BackendResult<()> {
@@ -245,7 +255,7 @@ impl Backend for Cpu {
         self.batch.check_cache(OPERATION, cache, layer)?;
         qkv.expect(OPERATION, "qkv", self.batch.num_tokens(), shape.qkv_width())?;
         table.expect(OPERATION, "table", self.batch.max_context_len, table.columns())?;
-        if table.columns() > shape.head_dim || table.columns() % 2 != 0 {
+        if table.columns() > shape.head_dim || !table.columns().is_multiple_of(2) {
             let message = format!("table has {} columns for heads of {}", table.columns(), shape.head_dim);
             return Err(invalid(OPERATION, message));
         }

@@ -103,7 +103,7 @@ impl Tensor {
     /// The bytes of `num_rows` rows from `first_row` on, checked.
     pub(super) fn row_bytes_mut(&mut self, first_row: usize, num_bytes: usize) -> BackendResult<&mut [u8]> {
         let row_bytes = self.columns * self.dtype.size_bytes();
-        if row_bytes == 0 || num_bytes % row_bytes != 0 {
+        if row_bytes == 0 || !num_bytes.is_multiple_of(row_bytes) {
             return Err(invalid(
                 "write_rows",
                 format!("{num_bytes} bytes are no whole rows of {row_bytes} bytes"),

@@ -370,12 +370,14 @@ impl Isa {
 }
 
 /// Whether the processor is Intel's.
+#[cfg(target_arch = "x86_64")]
 fn is_intel() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        let leaf = std::arch::x86_64::__cpuid(0);
-        return [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).as_flattened() == b"GenuineIntel";
-    }
-    #[cfg(not(target_arch = "x86_64"))]
+    let leaf = std::arch::x86_64::__cpuid(0);
+    [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).as_flattened() == b"GenuineIntel"
+}
+
+/// Whether the processor is Intel's.
+#[cfg(not(target_arch = "x86_64"))]
+fn is_intel() -> bool {
     false
 }

@@ -15,7 +15,7 @@ struct Case {
 
 fn case(num_heads: usize, num_kv_heads: usize, head_dim: usize, rotary_dim: usize, dtype: DType) -> Case {
     let shape = AttentionShape { num_heads, num_kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt() };
-    let pairing = if rotary_dim % 4 == 0 { RopePairing::Half } else { RopePairing::Interleaved };
+    let pairing = if rotary_dim.is_multiple_of(4) { RopePairing::Half } else { RopePairing::Interleaved };
     Case { shape, rotary_dim, pairing, dtype }
 }
 

@@ -36,7 +36,8 @@ fn reserved() -> Cpu {
 fn bad_batches_are_refused() {
     let mut cpu = reserved();
     cpu.load_batch(&batch()).unwrap();
-    let changes: [(&str, fn(&mut Batch)); 19] = [
+    type Change = fn(&mut Batch);
+    let changes: [(&str, Change); 19] = [
         ("slot 3", |b| b.slots[0] = 3),
         ("stands twice", |b| b.slots[1] = 2),
         ("query_starts", |b| b.query_starts[1] = 5),
