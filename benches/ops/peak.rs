@@ -28,22 +28,35 @@ fn read_bandwidth(num_threads: usize) -> f64 {
         let start = Instant::now();
         std::thread::scope(|scope| {
             for chunk in values.chunks_exact(part) {
-                scope.spawn(move || {
-                    let (ab, cd) = chunk.split_at(part / 2);
-                    let ((a, b), (c, d)) = (ab.split_at(part / 4), cd.split_at(part / 4));
-                    let mut sums = [0u64; 8];
-                    for (((a, b), c), d) in lines(a).zip(lines(b)).zip(lines(c)).zip(lines(d)) {
-                        for i in 0..8 {
-                            sums[i] ^= a[i] ^ b[i] ^ c[i] ^ d[i];
-                        }
-                    }
-                    black_box(sums);
-                });
+                scope.spawn(move || black_box(read(chunk)));
             }
         });
         best_s = best_s.min(start.elapsed().as_secs_f64());
     }
     (values.len() * 8) as f64 / best_s
+}
+
+/// Combines all values, four streams at a time, with the widest loads of the processor.
+fn read(values: &[u64]) -> [u64; 8] {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") {
+        // SAFETY: the processor has AVX-512.
+        return unsafe { x86::read_avx512(values) };
+    }
+    read_streams(values)
+}
+
+#[inline(always)]
+fn read_streams(values: &[u64]) -> [u64; 8] {
+    let (ab, cd) = values.split_at(values.len() / 2);
+    let ((a, b), (c, d)) = (ab.split_at(ab.len() / 2), cd.split_at(cd.len() / 2));
+    let mut sums = [0u64; 8];
+    for (((a, b), c), d) in lines(a).zip(lines(b)).zip(lines(c)).zip(lines(d)) {
+        for i in 0..8 {
+            sums[i] ^= a[i] ^ b[i] ^ c[i] ^ d[i];
+        }
+    }
+    sums
 }
 
 fn multiply_adds(num_threads: usize) -> f64 {
@@ -88,6 +101,11 @@ fn flops_of(rounds: usize) -> f64 {
 mod x86 {
     use std::arch::x86_64::*;
     use std::hint::black_box;
+
+    #[target_feature(enable = "avx512f")]
+    pub fn read_avx512(values: &[u64]) -> [u64; 8] {
+        super::read_streams(values)
+    }
 
     #[target_feature(enable = "avx512f")]
     pub fn flops_avx512(rounds: usize) -> f64 {

@@ -7,6 +7,8 @@
 //! queries of the tile meet them there. What one query computes, and in which order, depends on its own position
 //! alone; tiles of queries, blocks of the cache and threads only choose what is computed together.
 
+#![allow(clippy::needless_range_loop, reason = "indexes name the places of a register tile")]
+
 use std::ops::Range;
 
 use half::{bf16, f16};
@@ -59,6 +61,11 @@ impl Workspace {
             }
         }
     }
+}
+
+/// Bytes of one thread's working memory for heads of `head_dim` elements.
+pub(super) fn workspace_bytes(head_dim: usize) -> usize {
+    ScratchSizes::new(QUERY_TILE, head_dim).total() * size_of::<f32>()
 }
 
 /// One call's arguments; shapes and the batch are checked.

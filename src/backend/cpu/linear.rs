@@ -9,6 +9,8 @@
 //! panel of weight rows stays in the second-level cache while all input rows pass; 16-bit weights are widened to
 //! f32 once per panel there, which gives the same numbers as widening them in registers, but once.
 
+#![allow(clippy::needless_range_loop, reason = "indexes name the places of a register tile")]
+
 use std::ops::Range;
 
 use half::{bf16, f16};
@@ -24,8 +26,12 @@ const TILE_FEATURES: usize = 4;
 /// Elements of the weights that pass all of a task's input rows together: as f32 a fraction of the second-level
 /// cache.
 const PANEL_ELEMENTS: usize = 64 << 10;
+/// Bytes of a panel that was widened.
+pub(super) const PANEL_BYTES: usize = PANEL_ELEMENTS * size_of::<f32>();
 /// Input rows of one task; a multiple of the register tiles' rows.
 const BLOCK_ROWS: usize = 264;
+/// Bytes that memory brings at once.
+const CACHE_LINE: usize = 64;
 /// Tasks per thread that a product is cut into where panels allow it, so that a late thread does not matter.
 const TASKS_PER_THREAD: usize = 4;
 /// From this number of rows on, widening a panel once costs less than widening it in each register tile.
@@ -257,6 +263,17 @@ impl<'a, W: Element, I: Element> Block<'a, W, I> {
         unsafe { self.out.slice(start..start + count) }
     }
 
+    /// Weight rows, counted from the tile's first, that pass `pass` of the tile's `num_passes` row tiles asks
+    /// memory for: its share of the tile after the next, or none where a panel rests in the cache anyway.
+    #[inline(always)]
+    fn rows_ahead(&self, pass: usize, num_passes: usize) -> Range<usize> {
+        if num_passes > TILE_FEATURES {
+            return 0..0;
+        }
+        let share = |pass: usize| 2 * TILE_FEATURES + pass * TILE_FEATURES / num_passes;
+        share(pass)..share(pass + 1)
+    }
+
     /// Partial sums of `ROWS` by `FEATURES` elements, in registers.
     #[inline(always)]
     fn tile<D: Dot<Weight = W, Input = I>, const ROWS: usize, const FEATURES: usize>(
@@ -271,7 +288,7 @@ impl<'a, W: Element, I: Element> Block<'a, W, I> {
         let (input, weight) = (input.as_ptr(), weight.as_ptr());
         let mut sums = [[dot.zero(); FEATURES]; ROWS];
         let full = depth - depth % D::STEP;
-        let ahead = if self.rows.len() < WIDEN_ROWS { 2 * TILE_FEATURES } else { 0 };
+        let ahead = self.rows_ahead(row / D::TILE_ROWS, self.rows.len().div_ceil(D::TILE_ROWS));
         let mut i = 0;
         while i < full {
             // SAFETY: weight row 0 of the slice has `STEP` elements from `i` on.
@@ -280,8 +297,10 @@ impl<'a, W: Element, I: Element> Block<'a, W, I> {
                 // SAFETY: so has row `f`.
                 weights[f] = unsafe { dot.load_weight(weight.add(f * depth + i)) };
             }
-            for f in 0..FEATURES {
-                dot.prefetch(weight.wrapping_add((f + ahead) * depth + i).cast());
+            if (i * size_of::<W>()).is_multiple_of(CACHE_LINE) {
+                for f in ahead.clone() {
+                    dot.prefetch(weight.wrapping_add(f * depth + i).cast());
+                }
             }
             for r in 0..ROWS {
                 // SAFETY: input row `r` of the slice has `STEP` elements from `i` on.

@@ -37,6 +37,11 @@ use super::{
 };
 use crate::error::Result;
 
+/// Widths that [`Backend::workspace_bytes`] plans with, which is asked before a model's widths are known; the
+/// workspace itself grows to what the operations need.
+const MAX_PLANNED_WIDTH: usize = 4096;
+const MAX_PLANNED_HEAD_DIM: usize = 128;
+
 /// A processor's cores and what a batch needs.
 pub struct Cpu {
     threads: Threads,
@@ -133,9 +138,14 @@ impl Backend for Cpu {
     }
 
     fn workspace_bytes(&self, limits: &BackendLimits) -> u64 {
-        // Tokens, positions and slots of a batch; what depends on the model's widths is below a tensor's size.
-        let batch = (limits.max_tokens as u64 + limits.max_slots as u64) * 64;
-        batch + SlotTable::workspace_bytes(limits.max_slots, limits.vocab_size, self.num_threads())
+        let per_thread = linear::PANEL_BYTES + attention::workspace_bytes(MAX_PLANNED_HEAD_DIM);
+        let per_token = size_of::<u32>() + MAX_PLANNED_WIDTH * size_of::<half::bf16>();
+        let per_slot = MAX_PLANNED_WIDTH * size_of::<f32>();
+        [(self.num_threads(), per_thread), (limits.max_tokens, per_token), (limits.max_slots, per_slot)]
+            .iter()
+            .map(|&(count, bytes)| count as u64 * bytes as u64)
+            .sum::<u64>()
+            + SlotTable::workspace_bytes(limits.max_slots, limits.vocab_size, self.num_threads())
     }
 
     fn reserve(&mut self, limits: &BackendLimits) -> BackendResult<()> {

@@ -138,7 +138,7 @@ impl Threads {
         }
     }
 
-    /// Cuts `rows` rows into ranges worth about `grain` elements of `width` each and calls `task` for each.
+    /// Cuts `rows` rows of `width` elements into ranges that are worth a task and calls `task` for each.
     pub(super) fn run_rows(&mut self, rows: usize, width: usize, task: impl Fn(Range<usize>) + Sync) {
         const GRAIN: usize = 16 << 10;
         let rows_per_task = (GRAIN / width.max(1)).max(1);
@@ -160,7 +160,8 @@ impl Threads {
         // Sequentially consistent against the worker's store to `parked` and its load of the state after it:
         // either the worker sees the new state or this thread sees that it is parked.
         shared.state.0.store(epoch << EPOCH_SHIFT | OPEN, Ordering::SeqCst);
-        for (parked, handle) in shared.parked.iter().zip(&self.handles) {
+        // This thread takes a task too, so that one worker less is of use.
+        for (parked, handle) in shared.parked.iter().zip(&self.handles).take(job.num_tasks - 1) {
             if parked.0.load(Ordering::SeqCst) {
                 handle.unpark();
             }

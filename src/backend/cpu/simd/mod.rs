@@ -376,6 +376,7 @@ fn is_intel() -> bool {
     [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).as_flattened() == b"GenuineIntel"
 }
 
+/// Whether the processor is Intel's.
 #[cfg(not(target_arch = "x86_64"))]
 fn is_intel() -> bool {
     false

@@ -1,5 +1,7 @@
 //! The interface in plain Rust, for processors without the x86 extensions and as the paths' common reference.
 
+#![allow(clippy::needless_range_loop, reason = "indexes name the places of a register tile")]
+
 use half::{bf16, f16};
 
 use super::{MAX_LANES, Simd};

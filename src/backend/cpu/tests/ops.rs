@@ -1,6 +1,7 @@
 //! Operations that work row by row.
 
 use super::*;
+use crate::backend::cpu::simd::{Kernel, MAX_LANES, Simd, math};
 
 /// Backend, name for messages.
 fn each_backend(mut test: impl FnMut(&mut Cpu, &str)) {
@@ -220,5 +221,38 @@ fn rows_are_read_as_written() {
         cpu.write_rows(&mut tensor, 0, &bytes(dtype, &values[..9])).unwrap();
         assert_eq!(cpu.read_rows(&tensor, 5).unwrap(), rounded(dtype, &values));
         assert_eq!(cpu.read_rows(&tensor, 2).unwrap(), rounded(dtype, &values[..6]));
+    }
+}
+
+/// Exponentials of a slice of whole vectors, in place.
+struct Exponentials<'a>(&'a mut [f32]);
+
+impl Kernel for Exponentials<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        for vector in self.0.chunks_exact_mut(S::LANES) {
+            // SAFETY: a chunk is one vector.
+            unsafe { simd.store(vector.as_mut_ptr(), math::exp(simd, simd.load(vector.as_ptr()))) };
+        }
+    }
+}
+
+#[test]
+fn exp_is_exact_to_two_units_in_the_last_place() {
+    for isa in Isa::supported() {
+        let arguments: Vec<f32> =
+            (0..1 << 20).map(|i| -87.0 + i as f32 * (175.0 / (1 << 20) as f32)).collect();
+        let mut results = arguments.clone();
+        isa.run(Exponentials(&mut results));
+        for (x, result) in arguments.iter().zip(results) {
+            let expected = f64::from(*x).exp();
+            let error = (f64::from(result) / expected - 1.0).abs();
+            assert!(error <= 2.0 * f64::from(f32::EPSILON), "{} exp({x}) is {result}", isa.name());
+        }
+        let mut special = [0.0; MAX_LANES];
+        special[..5].copy_from_slice(&[0.0, f32::NEG_INFINITY, f32::NAN, -1e30, f32::INFINITY]);
+        isa.run(Exponentials(&mut special));
+        assert_eq!((special[0], special[1], special[3]), (1.0, 0.0, 0.0), "{}", isa.name());
+        assert!(special[2].is_nan() && special[4] > 1e38, "{}", isa.name());
     }
 }
