@@ -164,7 +164,9 @@ fn convert(event: Event) -> (ifl_event, EventData) {
         logprob_tokens: pointer(&data.logprob_tokens),
         logprobs: pointer(&data.logprobs),
         num_logprobs: num_logprobs as u64,
-        finish_reason: finished.map_or(ifl_finish_reason_value::IFL_FINISH_NONE as i32, |finished| number_of_reason(finished.reason)),
+        finish_reason: finished.map_or(ifl_finish_reason_value::IFL_FINISH_NONE as i32, |finished| {
+            number_of_reason(finished.reason)
+        }),
         status,
         message: data.message.as_ptr().cast(),
         message_len: data.message.len() as u64 - 1,
@@ -266,7 +268,10 @@ mod tests {
         assert_eq!(view.token_ids, data.token_ids.as_ptr());
         assert!(view.logprobs.is_null() && view.logprob_tokens.is_null());
         assert_eq!(view.kind, ifl_event_kind_value::IFL_EVENT_OUTPUT as i32);
-        assert_eq!((view.finish_reason, view.status), (ifl_finish_reason_value::IFL_FINISH_NONE as i32, ifl_status_value::IFL_OK as i32));
+        assert_eq!(
+            (view.finish_reason, view.status),
+            (ifl_finish_reason_value::IFL_FINISH_NONE as i32, ifl_status_value::IFL_OK as i32)
+        );
     }
 
     #[test]

@@ -114,12 +114,16 @@ fn a_panic_becomes_an_internal_error_that_says_where() {
     let mut error = std::ptr::null_mut();
     let status = guard(&raw mut error, |_| panic!("row {}", 3));
     assert_eq!(status, ifl_status_value::IFL_INTERNAL as i32);
-    let message = CALLER.text(crate::capi::error::ifl_error_message(error, std::ptr::null_mut()), NUL_TERMINATED, "m");
+    let message =
+        CALLER.text(crate::capi::error::ifl_error_message(error, std::ptr::null_mut()), NUL_TERMINATED, "m");
     let message = message.unwrap().to_owned();
     assert!(message.contains("row 3 at ") && message.contains("ffi_tests.rs:"), "{message}");
     CALLER.free(error);
     assert_eq!(guard_value(7, |_| panic!("{}", 1)), 7);
-    assert_eq!(guard(std::ptr::null_mut(), |_| panic!("nobody asked")), ifl_status_value::IFL_INTERNAL as i32);
+    assert_eq!(
+        guard(std::ptr::null_mut(), |_| panic!("nobody asked")),
+        ifl_status_value::IFL_INTERNAL as i32
+    );
 }
 
 #[test]
@@ -130,7 +134,10 @@ fn a_payload_that_panics_when_dropped_is_contained() {
             std::panic::panic_any(Nasty);
         }
     }
-    assert_eq!(guard(std::ptr::null_mut(), |_| std::panic::panic_any(Nasty)), ifl_status_value::IFL_INTERNAL as i32);
+    assert_eq!(
+        guard(std::ptr::null_mut(), |_| std::panic::panic_any(Nasty)),
+        ifl_status_value::IFL_INTERNAL as i32
+    );
 }
 
 #[test]

@@ -89,7 +89,10 @@ impl<T: Clone + Send + Sync> Handles<T> {
     }
 
     fn gone(&self, key: u64) -> Error {
-        Error::new(Status::InvalidHandle, format!("the {} {key:#x} was destroyed or never existed", self.name))
+        Error::new(
+            Status::InvalidHandle,
+            format!("the {} {key:#x} was destroyed or never existed", self.name),
+        )
     }
 }
 

@@ -63,8 +63,14 @@ pub enum ifl_log_level_value {
 /// library holds a lock. It may call this library, but not destroy its own engine. It must return: no longjmp, no
 /// C++ exception, no unwinding may leave it. It is not called any more once ifl_engine_destroy has returned.
 /// Since 0.1.0.
-pub type ifl_log_callback =
-    Option<unsafe extern "C" fn(user_data: *mut c_void, level: ifl_log_level, message: *const c_char, message_len: u64)>;
+pub type ifl_log_callback = Option<
+    unsafe extern "C" fn(
+        user_data: *mut c_void,
+        level: ifl_log_level,
+        message: *const c_char,
+        message_len: u64,
+    ),
+>;
 
 /// Hears how far loading has come, and may abort it.
 ///
@@ -206,7 +212,10 @@ impl ifl_engine_options {
         ];
         let choice = CHOICES.into_iter().find(|(number, _)| *number as i32 == self.dtype);
         choice.map(|(_, dtype)| dtype).ok_or_else(|| {
-            Error::invalid_argument(format!("ifl_engine_options.dtype is {}, which is no ifl_dtype", self.dtype))
+            Error::invalid_argument(format!(
+                "ifl_engine_options.dtype is {}, which is no ifl_dtype",
+                self.dtype
+            ))
         })
     }
 
@@ -219,11 +228,12 @@ impl ifl_engine_options {
             (ifl_log_level_value::IFL_LOG_INFO as i32, LogLevel::Info),
             (ifl_log_level_value::IFL_LOG_DEBUG as i32, LogLevel::Debug),
         ];
-        let (_, level) = LEVELS.into_iter().find(|(number, _)| *number == self.log_level).ok_or_else(|| {
-            let message =
-                format!("ifl_engine_options.log_level is {}, which is no ifl_log_level", self.log_level);
-            Error::invalid_argument(message)
-        })?;
+        let (_, level) =
+            LEVELS.into_iter().find(|(number, _)| *number == self.log_level).ok_or_else(|| {
+                let message =
+                    format!("ifl_engine_options.log_level is {}, which is no ifl_log_level", self.log_level);
+                Error::invalid_argument(message)
+            })?;
         if self.log.is_none() {
             return Ok(Logger::default());
         }
@@ -258,7 +268,12 @@ fn set_unless_zero(field: &mut usize, value: u32) {
 }
 
 /// The text, or `None` for NULL, whatever the length's default.
-fn optional_text<'c>(caller: &'c Caller, text: *const c_char, len: u64, name: &str) -> Result<Option<&'c str>> {
+fn optional_text<'c>(
+    caller: &'c Caller,
+    text: *const c_char,
+    len: u64,
+    name: &str,
+) -> Result<Option<&'c str>> {
     match text.is_null() && (len == 0 || len == NUL_TERMINATED) {
         true => Ok(None),
         false => caller.text(text, len, name).map(Some),

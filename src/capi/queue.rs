@@ -118,7 +118,8 @@ pub(super) fn poll(
         (Ok(milliseconds), _) => Some(Duration::from_millis(milliseconds)),
         (Err(_), -1) => None,
         _ => {
-            let message = format!("timeout_ms is {timeout_ms}; -1 (wait), 0 (do not block) or more is allowed");
+            let message =
+                format!("timeout_ms is {timeout_ms}; -1 (wait), 0 (do not block) or more is allowed");
             return Err(Error::invalid_argument(message));
         }
     };

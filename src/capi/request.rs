@@ -174,7 +174,8 @@ impl ifl_request {
         request.priority = self.priority;
         request.timeout = (self.timeout_ms != 0).then(|| Duration::from_millis(self.timeout_ms));
         request.user_data = self.user_data;
-        request.stop_tokens = copy(caller, self.stop_tokens, self.num_stop_tokens, "ifl_request.stop_tokens")?;
+        request.stop_tokens =
+            copy(caller, self.stop_tokens, self.num_stop_tokens, "ifl_request.stop_tokens")?;
         request.stop_strings = self.stop_strings(caller)?;
         if !self.queue.is_null() {
             request.queue = Some(QUEUES.get(self.queue).map_err(|error| error.context("ifl_request.queue"))?);
@@ -204,8 +205,7 @@ impl ifl_request {
             let messages = serde_json::json!([{ "role": "user", "content": text()? }]);
             return Ok(Prompt::Chat(messages.to_string()));
         }
-        let message =
-            format!("ifl_request.prompt_kind is {}, which is no ifl_prompt_kind", self.prompt_kind);
+        let message = format!("ifl_request.prompt_kind is {}, which is no ifl_prompt_kind", self.prompt_kind);
         Err(Error::invalid_argument(message))
     }
 
@@ -272,7 +272,9 @@ fn unless_negative(value: i32, name: &str) -> Result<Option<u32>> {
     match u32::try_from(value) {
         Ok(value) => Ok(Some(value)),
         Err(_) if value == -1 => Ok(None),
-        Err(_) => Err(Error::invalid_argument(format!("ifl_request.{name} is {value}; -1 or more is allowed"))),
+        Err(_) => {
+            Err(Error::invalid_argument(format!("ifl_request.{name} is {value}; -1 or more is allowed")))
+        }
     }
 }
 

@@ -20,7 +20,8 @@ fn exports(source: &str) -> Vec<(&str, &str)> {
         .split(EXPORT)
         .skip(1)
         .map(|rest| {
-            let signature = rest.strip_prefix("pub extern \"C\" fn ").expect("an export is pub extern \"C\" fn");
+            let signature =
+                rest.strip_prefix("pub extern \"C\" fn ").expect("an export is pub extern \"C\" fn");
             let (head, body) = signature.split_once("{\n").expect("a body");
             let (body, _) = body.split_once("\n}\n").expect("the body's end");
             (head.split('(').next().expect("a name"), body)
@@ -40,13 +41,21 @@ fn every_export_is_one_guarded_call() {
             let guards = body.matches("guard(error, |").count() + body.matches("guard_value(").count();
             assert_eq!(guards, 1, "{file}: {name} must have exactly one guard");
             let first = statements.iter().find(|line| !line.starts_with("    const ")).expect("a statement");
-            assert!(first.trim_start().starts_with("guard"), "{file}: {name} starts outside its guard: {first}");
+            assert!(
+                first.trim_start().starts_with("guard"),
+                "{file}: {name} starts outside its guard: {first}"
+            );
             let last = statements.last().expect("a statement");
-            assert!(last == first || last.starts_with("    })"), "{file}: {name} goes on after its guard: {last}");
+            assert!(
+                last == first || last.starts_with("    })"),
+                "{file}: {name} goes on after its guard: {last}"
+            );
         }
     }
-    let num_guards: usize =
-        SOURCES.iter().map(|(_, source)| source.matches("guard(error").count() + source.matches("guard_value(").count()).sum();
+    let num_guards: usize = SOURCES
+        .iter()
+        .map(|(_, source)| source.matches("guard(error").count() + source.matches("guard_value(").count())
+        .sum();
     assert_eq!(num_exports, num_guards);
     assert!(num_exports >= 30, "{num_exports} exports: did the search break?");
 }

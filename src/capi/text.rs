@@ -92,7 +92,11 @@ pub extern "C" fn ifl_tokenize(
         let out = caller.out(tokens, "tokens")?;
         let [add_special, parse_special] = read_flags(flags, [IFL_TEXT_ADD_SPECIAL, IFL_TEXT_PARSE_SPECIAL])?;
         let text = caller.text(text, text_len, "text")?;
-        out.set_box(ifl_buffer::of_tokens(ENGINES.get(engine)?.tokenize(text, add_special, parse_special)?));
+        out.set_box(ifl_buffer::of_tokens(ENGINES.get(engine)?.tokenize(
+            text,
+            add_special,
+            parse_special,
+        )?));
         Ok(())
     })
 }

@@ -20,6 +20,7 @@ mod threads;
 
 use std::collections::VecDeque;
 
+pub(in crate::backend) use sample::SlotTable;
 pub use tensor::{KvCache, Tensor};
 
 use self::attention::{Attention, Workspace};
@@ -27,7 +28,6 @@ use self::batch::LoadedBatch;
 use self::linear::Packed;
 use self::norm::RmsNorm;
 use self::rope::RopeAndWriteKv;
-use self::sample::SlotTable;
 use self::simd::{Element, Isa};
 use self::tensor::{Buffer, product};
 use self::threads::Threads;
