@@ -1,6 +1,7 @@
 //! Link options of the shared library, and the CUDA kernels.
 
-use std::env;
+use std::path::Path;
+use std::{env, fs};
 
 #[cfg(feature = "cuda")]
 #[path = "build/kernels.rs"]
@@ -33,5 +34,23 @@ fn link_options() {
     ];
     for option in options {
         println!("cargo:rustc-cdylib-link-arg={option}");
+    }
+    name_library(&format!("libinflight.so.{major}"));
+}
+
+/// Programs look for the library by its soname, also in the build folder, where cargo gives it no such name. The
+/// link points to what cargo is about to build.
+fn name_library(soname: &str) {
+    let out_dir = env::var_os("OUT_DIR").unwrap_or_default();
+    // OUT_DIR is PROFILE/build/PACKAGE/out.
+    let Some(profile_dir) = Path::new(&out_dir).ancestors().nth(3) else { return };
+    let link = profile_dir.join(soname);
+    if fs::read_link(&link).is_ok_and(|target| target == Path::new("libinflight.so")) {
+        return;
+    }
+    let _ = fs::remove_file(&link);
+    #[cfg(unix)]
+    if let Err(error) = std::os::unix::fs::symlink("libinflight.so", &link) {
+        println!("cargo:warning=cannot make {}: {error}", link.display());
     }
 }

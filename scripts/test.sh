@@ -52,8 +52,17 @@ check "Lints" cargo clippy --quiet --all-targets -- -D warnings
 heading "Tests"
 selection=()
 if [ -n "$quick" ]; then selection=(--lib --bins --test tidy); fi
-cargo test --no-fail-fast "${selection[@]}" 2>&1 | tee "$log"
-status=${PIPESTATUS[0]}
+status=0
+# tests ARGUMENT...: runs test programs and keeps what they print.
+tests() {
+  cargo test --no-fail-fast "$@" 2>&1 | tee -a "$log"
+  [ "${PIPESTATUS[0]}" -eq 0 ] || status=1
+}
+tests "${selection[@]}"
+if [ -z "$quick" ]; then
+  heading "Queues and shutdown under a model checker"
+  tests --features shuttle --test shuttle
+fi
 
 # sum WORD: over the "test result:" lines of all test programs.
 sum() { awk -v word="$1;" '/^test result:/ { for (i = 2; i <= NF; i++) if ($i == word) n += $(i - 1) } END { print n + 0 }' "$log"; }
@@ -66,7 +75,7 @@ num_failed=$((num_failed + num_failed_tests))
 heading "Not run"
 grep -E '^test .* \.\.\. ignored' "$log" | sed 's/^test /  /'
 echo "  GPU tests: there are none yet, the CPU is the only device"
-if [ -n "$quick" ]; then echo "  all other test programs and the documentation's examples: --quick"; fi
+if [ -n "$quick" ]; then echo "  all other test programs, the model checker and the documentation's examples: --quick"; fi
 if [ -z "${INFLIGHT_SIM_STEPS:-}" ]; then echo "  millions of simulated steps: --sim-steps 5000000 runs them"; fi
 
 if [ "$num_failed_tests" -gt 0 ]; then

@@ -2,7 +2,7 @@
 """Measure llama.cpp on a GGUF file and print one JSON object.
 
 Times a prompt, greedy decoding of one sequence after it, and greedy decoding of several sequences in one batch, all
-at the same depth. Each figure is the best of some runs. Only model calls and the choice of the largest logit are in
+at the same depth, with flash attention and without: either wins somewhere. Each figure is the best of some runs. Only model calls and the choice of the largest logit are in
 the times; no tokenizer, no text.
 
 Needs: pip install llama-cpp-python==0.3.36
@@ -28,10 +28,18 @@ def ignore_log(_level, _text, _user_data):
     """llama.cpp writes to stderr otherwise."""
 
 
-class Session:
-    """A loaded model with a context for `num_sequences` sequences of `max_len` tokens each."""
+FLASH_ATTENTION = {
+    "on": llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    "off": llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}
 
-    def __init__(self, model_path: str, num_sequences: int, max_len: int, num_threads: int, max_batch: int):
+
+class Session:
+    """A loaded model with a context for `num_sequences` sequences."""
+
+    def __init__(self, arguments: argparse.Namespace, num_sequences: int, flash_attention: str):
+        model_path = arguments.model
+        max_batch = max(arguments.prompt_len, num_sequences)
         self.num_sequences = num_sequences
         self.model = llama_cpp.llama_model_load_from_file(
             model_path.encode(), llama_cpp.llama_model_default_params()
@@ -39,10 +47,11 @@ class Session:
         if not self.model:
             raise SystemExit(f"{model_path}: llama.cpp cannot load it")
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = num_sequences * max_len
+        params.n_ctx = num_sequences * (arguments.prompt_len + arguments.decode_len)
         params.n_seq_max = num_sequences
         params.n_batch = params.n_ubatch = max_batch
-        params.n_threads = params.n_threads_batch = num_threads
+        params.n_threads = params.n_threads_batch = arguments.threads
+        params.flash_attn_type = FLASH_ATTENTION[flash_attention]
         self.context = llama_cpp.llama_init_from_model(self.model, params)
         if not self.context:
             raise SystemExit(f"llama.cpp cannot make a context of {params.n_ctx} tokens")
@@ -104,13 +113,10 @@ def time_decode(session: Session, tokens: list[int], depth: int, num_steps: int)
     return time.perf_counter() - start
 
 
-def best_of(arguments: argparse.Namespace, num_sequences: int) -> tuple[float, float]:
+def best_of(arguments: argparse.Namespace, num_sequences: int, flash_attention: str) -> tuple[float, float]:
     """Least seconds, of all runs, of one prompt and of decoding `num_sequences` sequences."""
     depth = arguments.prompt_len
-    max_batch = max(depth, num_sequences)
-    session = Session(
-        arguments.model, num_sequences, depth + arguments.decode_len, arguments.threads, max_batch
-    )
+    session = Session(arguments, num_sequences, flash_attention)
     generator = random.Random(0)
     prompts = [[generator.randrange(session.vocab_size) for _ in range(depth)] for _ in range(num_sequences)]
     # The first pass also pages the weights in.
@@ -121,6 +127,17 @@ def best_of(arguments: argparse.Namespace, num_sequences: int) -> tuple[float, f
     decode_s = min(time_decode(session, tokens, depth, arguments.decode_len) for _ in range(arguments.runs))
     session.close()
     return prompt_s, decode_s
+
+
+def measure(arguments: argparse.Namespace, flash_attention: str) -> dict[str, float]:
+    """Tokens per second of prompt, decode and batched decode."""
+    prompt_s, decode_s = best_of(arguments, 1, flash_attention)
+    _, batch_s = best_of(arguments, arguments.sequences, flash_attention)
+    return {
+        "prompt_tokens_per_s": round(arguments.prompt_len / prompt_s, 1),
+        "decode_tokens_per_s": round(arguments.decode_len / decode_s, 1),
+        "batch_decode_tokens_per_s": round(arguments.sequences * arguments.decode_len / batch_s, 1),
+    }
 
 
 def cpu_name() -> str:
@@ -138,6 +155,10 @@ def main() -> int:
     parser.add_argument("--decode-len", type=int, default=64, help="tokens to decode after it (%(default)s)")
     parser.add_argument("--sequences", type=int, default=16, help="sequences in the batched run (%(default)s)")
     parser.add_argument("--runs", type=int, default=3, help="runs to take the best of (%(default)s)")
+    parser.add_argument(
+        "--flash-attention", nargs="+", choices=FLASH_ATTENTION, default=list(FLASH_ATTENTION),
+        help="settings to measure (%(default)s)",
+    )
     arguments = parser.parse_args()
     if not os.path.isfile(arguments.model):
         print(f"{arguments.model}: no such file; tools/make_bf16_gguf.py makes it", file=sys.stderr)
@@ -145,10 +166,8 @@ def main() -> int:
 
     llama_cpp.llama_log_set(ignore_log, None)
     llama_cpp.llama_backend_init()
-    prompt_s, decode_s = best_of(arguments, 1)
-    _, batch_s = best_of(arguments, arguments.sequences)
-    decode_tokens_per_s = arguments.decode_len / decode_s
-    batch_tokens_per_s = arguments.sequences * arguments.decode_len / batch_s
+    measured = {setting: measure(arguments, setting) for setting in arguments.flash_attention}
+    figures = next(iter(measured.values())).keys()
     report = {
         "engine": f"llama.cpp (llama-cpp-python {importlib.metadata.version('llama-cpp-python')})",
         "system_info": llama_cpp.llama_print_system_info().decode().strip(),
@@ -157,13 +176,10 @@ def main() -> int:
         "model": os.path.basename(arguments.model),
         "model_bytes": os.path.getsize(arguments.model),
         "prompt_len": arguments.prompt_len,
-        "prompt_s": round(prompt_s, 4),
-        "prompt_tokens_per_s": round(arguments.prompt_len / prompt_s, 1),
         "decode_len": arguments.decode_len,
-        "decode_tokens_per_s": round(decode_tokens_per_s, 1),
         "num_sequences": arguments.sequences,
-        "batch_decode_tokens_per_s": round(batch_tokens_per_s, 1),
-        "batch_speedup": round(batch_tokens_per_s / decode_tokens_per_s, 2),
+        "flash_attention": measured,
+        "best": {figure: max(values[figure] for values in measured.values()) for figure in figures},
     }
     print(json.dumps(report))
     return 0

@@ -201,6 +201,10 @@ impl<B: Backend> Backend for Faulty<B> {
         self.inner.activation_dtype(weights)
     }
 
+    fn available_bytes(&self) -> Option<u64> {
+        self.inner.available_bytes()
+    }
+
     fn workspace_bytes(&self, limits: &BackendLimits) -> u64 {
         self.inner.workspace_bytes(limits)
     }

@@ -123,7 +123,7 @@ pub struct ifl_request {
 
 impl Sized32 for ifl_request {
     const NAME: &'static str = "ifl_request";
-    const FIRST_SIZE: usize = 208;
+    const FIRST_SIZE: usize = 192;
 
     fn defaults() -> Self {
         Self {

@@ -25,7 +25,7 @@ mod worker;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-pub use create::EngineParts;
+pub use create::{EngineFacts, EngineParts};
 pub use event::{Event, EventKind, FinishReason, Finished, Output, RequestId, Timings};
 pub use info::{MemoryPlan, ModelInfo, Stats};
 pub use queue::Queue;
@@ -42,7 +42,7 @@ use crate::engine::sync::mpsc::{Sender, channel};
 use crate::engine::sync::{Arc, Mutex, lock};
 use crate::engine::threads::Threads;
 use crate::error::{Error, Result, Status};
-use crate::token::{EncodeOptions, StreamDecoder, Tokenizer};
+use crate::token::{DecodeOptions, EncodeOptions, StreamDecoder, Tokenizer};
 
 /// How long [`Engine::close`] waits for the threads.
 const CLOSE_LIMIT: Duration = Duration::from_millis(1500);
@@ -138,6 +138,9 @@ impl Engine {
         if request.queue.as_ref().is_some_and(|queue| !inner.shared.owns_queue(queue)) {
             return Err(Error::invalid_argument("the request's queue belongs to another engine"));
         }
+        // An answer to a chat starts a text; any other output continues the prompt's.
+        let continues = !matches!(request.prompt, Prompt::Chat(_));
+        let decode_options = DecodeOptions { skip_special: true, continues };
         let enqueued_at = Instant::now();
         let id = inner.next_id.fetch_add(1, Ordering::Relaxed);
         let Admitted { params, stops, min_tokens, user_data, queue } =
@@ -146,7 +149,7 @@ impl Engine {
             id,
             user_data,
             queue: queue.unwrap_or_else(|| inner.queue.clone()),
-            decoder: StreamDecoder::new(&inner.parts.tokenizer),
+            decoder: StreamDecoder::new(&inner.parts.tokenizer, decode_options),
             stops,
             min_tokens,
             num_prompt_tokens: u32::try_from(params.prompt.len()).unwrap_or(u32::MAX),

@@ -101,7 +101,7 @@ impl RequestStream {
         }
         let mut text = String::new();
         if !is_stop {
-            self.params.decoder.push(token, &mut text);
+            self.params.decoder.push_into(token, &mut text);
             self.filter_stops(&mut text);
         }
         let logprobs = if logprobs.is_empty() { Vec::new() } else { vec![logprobs] };
@@ -173,11 +173,10 @@ impl RequestStream {
 
     /// Bytes that waited for the rest of a code point, then text that could have become a stop string.
     fn release_held_text(&mut self) {
-        let mut text = String::new();
-        self.params.decoder.finish(&mut text);
+        let mut text = self.params.decoder.finish();
         self.filter_stops(&mut text);
         if let (Some(stops), false) = (&mut self.params.stops, self.has_matched_stop) {
-            text.push_str(&stops.flush());
+            text.push_str(&stops.flush().emit);
         }
         if !text.is_empty() {
             // The terminal event follows at once, so there is nothing left to end.

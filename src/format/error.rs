@@ -59,6 +59,18 @@ pub enum FormatError {
     },
 }
 
+/// `text`, cut where it quotes so much of a file that no person would read it.
+pub(crate) fn bounded(mut text: String) -> String {
+    const MAX_BYTES: usize = 400;
+    if text.len() > MAX_BYTES {
+        let end = (0..=MAX_BYTES).rev().find(|&at| text.is_char_boundary(at));
+        text.truncate(end.unwrap_or(0));
+        text.push('…');
+        text.shrink_to_fit();
+    }
+    text
+}
+
 /// Result of reading a checkpoint's files.
 pub type FormatResult<T> = Result<T, FormatError>;
 
@@ -76,11 +88,19 @@ impl FormatError {
     }
 
     pub(crate) fn invalid(path: &Path, field: impl Display, message: impl Into<String>) -> Self {
-        Self::Invalid { path: path.to_owned(), field: field.to_string(), message: message.into() }
+        Self::Invalid {
+            path: path.to_owned(),
+            field: bounded(field.to_string()),
+            message: bounded(message.into()),
+        }
     }
 
     pub(crate) fn unsupported(path: &Path, field: impl Display, message: impl Into<String>) -> Self {
-        Self::Unsupported { path: path.to_owned(), field: field.to_string(), message: message.into() }
+        Self::Unsupported {
+            path: path.to_owned(),
+            field: bounded(field.to_string()),
+            message: bounded(message.into()),
+        }
     }
 }
 

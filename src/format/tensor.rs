@@ -68,6 +68,9 @@ impl Encoding {
     }
 }
 
+/// Longest name of a tensor, so that an error can quote it.
+pub(crate) const MAX_NAME_BYTES: usize = 1024;
+
 /// A tensor of a checkpoint. Containers guarantee that its bytes lie inside its file and overlap no other's,
 /// and that their number fits shape and encoding.
 #[derive(Debug, Clone, PartialEq, Eq)]

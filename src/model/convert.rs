@@ -6,7 +6,8 @@ use crate::backend::DType;
 use crate::format::Encoding;
 use crate::quant;
 
-/// Elements that are decoded at a time, so that they stay in the first-level cache; a multiple of every block.
+/// Elements that are decoded at a time, so that they stay in the first-level cache; a multiple of every
+/// block.
 const GROUP: usize = 1024;
 
 /// Whether bytes of `encoding` are bytes of `dtype` already.

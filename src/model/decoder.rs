@@ -115,8 +115,8 @@ impl<B: Backend> Decoder<B> {
         self.backend.reset_slot(slot, state)
     }
 
-    /// Logits of the first `num_rows` sampled rows of the last step, `[num_rows, vocab_size]`, waiting for the
-    /// device; for tests and tools.
+    /// Logits of the first `num_rows` sampled rows of the last step, `[num_rows, vocab_size]`, waiting for
+    /// the device; for tests and tools.
     pub fn read_logits(&mut self, num_rows: usize) -> BackendResult<Vec<f32>> {
         self.backend.read_rows(&self.activations.logits, num_rows)
     }

@@ -5,6 +5,7 @@ use std::fmt::Display;
 use thiserror::Error as ThisError;
 
 use crate::error::{Error, Status};
+use crate::format::error::bounded;
 
 /// A model that cannot be loaded. Every variant names the field or tensor.
 #[derive(Debug, Clone, PartialEq, Eq, ThisError)]
@@ -32,11 +33,11 @@ pub type ModelResult<T> = Result<T, ModelError>;
 
 impl ModelError {
     pub(crate) fn invalid(field: impl Display, message: impl Into<String>) -> Self {
-        Self::Invalid { field: field.to_string(), message: message.into() }
+        Self::Invalid { field: bounded(field.to_string()), message: bounded(message.into()) }
     }
 
     pub(crate) fn unsupported(field: impl Display, message: impl Into<String>) -> Self {
-        Self::Unsupported { field: field.to_string(), message: message.into() }
+        Self::Unsupported { field: bounded(field.to_string()), message: bounded(message.into()) }
     }
 }
 

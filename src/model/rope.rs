@@ -1,6 +1,7 @@
 //! Frequencies of rotary position embeddings (Su et al. 2021) and their scalings.
 //!
-//! Everything is computed in f64 from the same formulas as transformers' `ROPE_INIT_FUNCTIONS`, and rounded once.
+//! Everything is computed in f64 from the same formulas as transformers' `ROPE_INIT_FUNCTIONS`, and rounded
+//! once.
 
 use std::f64::consts::TAU;
 
@@ -33,7 +34,8 @@ impl Rope {
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
                 let original = *original_max_positions as f64;
                 scaled(base_frequencies(theta, dim), |_, frequency| {
-                    // Rotations within the original context, 0 at `low_freq_factor` and 1 at `high_freq_factor`.
+                    // Rotations within the original context, 0 at `low_freq_factor` and 1 at
+                    // `high_freq_factor`.
                     let rotations = original * frequency / TAU;
                     let keep = (rotations - low_freq_factor) / (high_freq_factor - low_freq_factor);
                     blend(frequency, frequency / factor, keep)

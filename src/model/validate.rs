@@ -1,7 +1,7 @@
 //! Checks of a [`ModelSpec`] before anything is computed or allocated from it.
 //!
-//! The limits leave an order of magnitude above today's largest models; with them no product of sizes that the
-//! decoder forms can overflow.
+//! The limits leave an order of magnitude above today's largest models; with them no product of sizes that
+//! the decoder forms can overflow.
 
 use std::collections::BTreeSet;
 

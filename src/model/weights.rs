@@ -179,7 +179,8 @@ impl<T> Weights<T> {
     }
 }
 
-/// Loads the weights of a validated spec from `checkpoint` into `backend`, matrices in `dtype` and norms in f32.
+/// Loads the weights of a validated spec from `checkpoint` into `backend`, matrices in `dtype` and norms in
+/// f32.
 ///
 /// Host memory beside the backend's stays below 3 chunks of 8 MiB (or 3 rows, where a row is longer).
 pub fn load<B: Backend>(

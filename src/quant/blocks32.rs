@@ -1,7 +1,7 @@
 //! The formats with blocks of 32 elements and one scale.
 //!
-//! 4-bit codes lie as `byte i = code[i] | code[i + 16] << 4`. The 5-bit formats keep the fifth bit of code `i`
-//! in bit `i` of a little-endian u32.
+//! 4-bit codes lie as `byte i = code[i] | code[i + 16] << 4`. The 5-bit formats keep the fifth bit of code
+//! `i` in bit `i` of a little-endian u32.
 
 use crate::quant::{blocks, scale};
 

@@ -1,7 +1,8 @@
 //! Block-quantised number formats of GGUF files and their conversion to f32, and plain half-width floats.
 //!
-//! A decoder takes whole blocks and fills as many elements as they hold; slices that do not match are a defect
-//! of the caller. Scales are kept in f32, so that results equal those of the gguf Python package bit by bit.
+//! A decoder takes whole blocks and fills as many elements as they hold; slices that do not match are a
+//! defect of the caller. Scales are kept in f32, so that results equal those of the gguf Python package bit
+//! by bit.
 
 mod blocks32;
 mod plain;

@@ -4,8 +4,8 @@ use crate::quant::{blocks, scale};
 
 const SUPERBLOCK: usize = 256;
 
-/// `[scale f16 | minimum scale f16 | group scales and minima 12 | codes 128]`; 8 groups of 32 elements,
-/// `x = scale * group_scale * code - minimum_scale * group_minimum`. Bytes `32 p..32 p + 32` of the codes hold
+/// `[scale f16 | minimum scale f16 | group scales and minima 12 | codes 128]`; 8 groups of 32 elements, `x =
+/// scale * group_scale * code - minimum_scale * group_minimum`. Bytes `32 p..32 p + 32` of the codes hold
 /// group `2 p` in their low and group `2 p + 1` in their high halves.
 pub fn decode_q4_k(bytes: &[u8], out: &mut [f32]) {
     for (block, out) in blocks::<144, SUPERBLOCK>(bytes, out) {
@@ -35,10 +35,10 @@ pub fn decode_q5_k(bytes: &[u8], out: &mut [f32]) {
     }
 }
 
-/// `[low bits 128 | high bits 64 | group scales i8 x 16 | scale f16]`; 16 groups of 16 elements,
-/// `x = scale * group_scale * (code - 32)`. Each half of the super-block has 64 bytes of low and 32 of high
-/// bits; its quarter `q` takes the low bits of byte `32 (q mod 2) + i`, lower half of the byte for `q < 2`, and
-/// bits `2 q, 2 q + 1` of high byte `i`.
+/// `[low bits 128 | high bits 64 | group scales i8 x 16 | scale f16]`; 16 groups of 16 elements, `x = scale *
+/// group_scale * (code - 32)`. Each half of the super-block has 64 bytes of low and 32 of high bits; its
+/// quarter `q` takes the low bits of byte `32 (q mod 2) + i`, lower half of the byte for `q < 2`, and bits `2
+/// q, 2 q + 1` of high byte `i`.
 pub fn decode_q6_k(bytes: &[u8], out: &mut [f32]) {
     for (block, out) in blocks::<210, SUPERBLOCK>(bytes, out) {
         let (low, high, group_scales) = (&block[..128], &block[128..192], &block[192..208]);
@@ -60,8 +60,8 @@ struct Groups {
 }
 
 impl Groups {
-    /// Unpacks the head of a block. Of its 12 bytes of 6-bit numbers, bytes 0 to 3 hold the scales of groups 0
-    /// to 3 and bytes 4 to 7 their minima; bytes 8 to 11 hold the low halves of groups 4 to 7, scale below
+    /// Unpacks the head of a block. Of its 12 bytes of 6-bit numbers, bytes 0 to 3 hold the scales of groups
+    /// 0 to 3 and bytes 4 to 7 their minima; bytes 8 to 11 hold the low halves of groups 4 to 7, scale below
     /// minimum, whose upper two bits are the upper two of bytes 0 to 3 and 4 to 7.
     fn new(block: &[u8]) -> Self {
         let (scale, minimum_scale) = (scale(block, 0), scale(block, 2));

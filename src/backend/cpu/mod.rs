@@ -8,10 +8,11 @@ mod activation;
 mod attention;
 mod batch;
 mod embed;
+mod host_memory;
 mod linear;
 mod norm;
 mod rope;
-mod sample;
+pub(crate) mod sample;
 mod simd;
 mod tensor;
 #[cfg(test)]
@@ -130,9 +131,14 @@ impl Backend for Cpu {
         DType::F32
     }
 
+    fn available_bytes(&self) -> Option<u64> {
+        host_memory::available_bytes()
+    }
+
     fn workspace_bytes(&self, limits: &BackendLimits) -> u64 {
         // Tokens, positions and slots of a batch; what depends on the model's widths is below a tensor's size.
-        (limits.max_tokens as u64 + limits.max_slots as u64) * 64
+        let batch = (limits.max_tokens as u64 + limits.max_slots as u64) * 64;
+        batch + SlotTable::workspace_bytes(limits.max_slots, limits.vocab_size, self.num_threads())
     }
 
     fn reserve(&mut self, limits: &BackendLimits) -> BackendResult<()> {

@@ -1,18 +1,24 @@
 //! `inflight inspect`: what a model is, from its headers alone.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
-use inflight::format::Checkpoint;
-use inflight::model::families::load_spec;
+use inflight::format::{Checkpoint, TensorInfo};
+use inflight::model::load_spec;
 use inflight::model::spec::{ModelSpec, OutputHead, Positions, RopeScaling};
+use inflight::token::Tokenizer;
+use serde_json::{Value, json};
 
 use crate::failure::Failure;
+use crate::flight::error_json;
+use crate::units::format_bytes;
 
 const EXAMPLES: &str = "\
 Examples:
   inflight inspect model.gguf
+  inflight inspect model.gguf --tensors
   inflight inspect model-directory --spec > model_spec.json
 
 --spec prints the architecture as the engine uses it. A model directory may carry such a file under the name
@@ -26,9 +32,17 @@ pub struct InspectArgs {
     #[arg(value_name = "MODEL")]
     model: PathBuf,
 
-    /// Print the architecture as JSON
-    #[arg(long)]
+    /// Print the architecture as JSON, and nothing else
+    #[arg(long, conflicts_with_all = ["tensors", "json"])]
     spec: bool,
+
+    /// List every tensor
+    #[arg(long)]
+    tensors: bool,
+
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 /// Runs the command.
@@ -37,15 +51,102 @@ pub fn run(args: &InspectArgs) -> Result<(), Failure> {
     let spec = load_spec(&checkpoint)?;
     let mut stdout = std::io::stdout().lock();
     if args.spec {
-        let json = serde_json::to_string_pretty(&spec)
-            .map_err(|error| Failure::Failed(format!("the spec cannot be written as JSON: {error}")))?;
-        writeln!(stdout, "{json}")?;
-        return Ok(());
+        serde_json::to_writer_pretty(&mut stdout, &spec).map_err(std::io::Error::from)?;
+        return Ok(writeln!(stdout)?);
     }
-    for (name, value) in architecture(&spec) {
-        writeln!(stdout, "{name:<16}{value}")?;
+    let tensors: Vec<&TensorInfo> =
+        checkpoint.tensor_names().filter_map(|name| checkpoint.tensor(name)).collect();
+    let tokenizer = Tokenizer::load(&checkpoint);
+    if args.json {
+        let mut object = to_json(&spec, &tensors, args.tensors)?;
+        object["tokenizer"] = tokenizer_json(&tokenizer);
+        return Ok(writeln!(stdout, "{object}")?);
+    }
+    let facts = [architecture(&spec), weights(&tensors), text(&tokenizer)].concat();
+    for (name, value) in facts {
+        writeln!(stdout, "{name:<17}{value}")?;
+    }
+    if args.tensors {
+        writeln!(stdout, "\n{:<36}{:<10}{:>12}  shape", "tensor", "type", "size")?;
+        for tensor in tensors {
+            let TensorInfo { name, shape, num_bytes, .. } = tensor;
+            let encoding = encoding_name(tensor);
+            writeln!(stdout, "{name:<36}{encoding:<10}{:>12}  {shape:?}", format_bytes(*num_bytes))?;
+        }
     }
     Ok(())
+}
+
+fn to_json(spec: &ModelSpec, tensors: &[&TensorInfo], list: bool) -> Result<Value, Failure> {
+    let spec = serde_json::to_value(spec).map_err(std::io::Error::from)?;
+    let mut object = json!({
+        "spec": spec,
+        "num_tensors": tensors.len(),
+        "num_parameters": num_parameters(tensors),
+        "stored_bytes": stored_bytes(tensors),
+    });
+    if list {
+        let entry = |tensor: &&TensorInfo| {
+            json!({
+                "name": tensor.name,
+                "type": encoding_name(tensor),
+                "shape": tensor.shape,
+                "num_bytes": tensor.num_bytes,
+            })
+        };
+        object["tensors"] = tensors.iter().map(entry).collect();
+    }
+    Ok(object)
+}
+
+/// What the tokenizer is; a model without a usable one can still be inspected.
+fn tokenizer_json(tokenizer: &inflight::Result<Tokenizer>) -> Value {
+    match tokenizer {
+        Ok(tokenizer) => json!({
+            "vocab_size": tokenizer.vocab_size(),
+            "eos_tokens": tokenizer.eos_tokens(),
+            "has_chat_template": tokenizer.has_chat_template(),
+        }),
+        Err(error) => json!({"error": error_json(error)}),
+    }
+}
+
+fn text(tokenizer: &inflight::Result<Tokenizer>) -> Vec<(&'static str, String)> {
+    let tokenizer = match tokenizer {
+        Ok(tokenizer) => tokenizer,
+        Err(error) => return vec![("tokenizer", error.to_string())],
+    };
+    let template = if tokenizer.has_chat_template() { "yes" } else { "none" };
+    vec![
+        ("tokens", tokenizer.vocab_size().to_string()),
+        ("end of sequence", format!("{:?}", tokenizer.eos_tokens())),
+        ("chat template", template.to_owned()),
+    ]
+}
+
+fn encoding_name(tensor: &TensorInfo) -> String {
+    format!("{:?}", tensor.encoding)
+}
+
+fn num_parameters(tensors: &[&TensorInfo]) -> u64 {
+    tensors.iter().map(|tensor| tensor.shape.iter().map(|&size| size as u64).product::<u64>()).sum()
+}
+
+fn stored_bytes(tensors: &[&TensorInfo]) -> u64 {
+    tensors.iter().map(|tensor| tensor.num_bytes).sum()
+}
+
+fn weights(tensors: &[&TensorInfo]) -> Vec<(&'static str, String)> {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for tensor in tensors {
+        *counts.entry(encoding_name(tensor)).or_default() += 1;
+    }
+    let encodings: Vec<String> = counts.iter().map(|(name, count)| format!("{count} {name}")).collect();
+    vec![
+        ("parameters", format!("{:.1} million", num_parameters(tensors) as f64 / 1e6)),
+        ("tensors", format!("{} ({})", tensors.len(), encodings.join(", "))),
+        ("stored", format_bytes(stored_bytes(tensors))),
+    ]
 }
 
 fn architecture(spec: &ModelSpec) -> Vec<(&'static str, String)> {

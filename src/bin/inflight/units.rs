@@ -13,12 +13,13 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
             .iter()
             .find(|(unit, _)| suffix.eq_ignore_ascii_case(unit) || suffix.eq_ignore_ascii_case(&unit[..1]))
             .map(|&(_, shift)| shift)
-            .ok_or_else(|| format!("unknown unit {suffix:?}; use bytes, KiB, MiB, GiB or TiB"))?,
+            .ok_or_else(|| format!("{text:?} is not a size such as 512MiB or 2GiB"))?,
     };
     if let Ok(whole) = number.parse::<u64>() {
         return whole.checked_mul(1 << shift).ok_or_else(|| format!("{text} is more than 64 bits hold"));
     }
-    let fraction: f64 = number.parse().map_err(|_| format!("{text:?} is not a size such as 512MiB"))?;
+    let fraction: f64 =
+        number.parse().map_err(|_| format!("{text:?} is not a size such as 512MiB or 2GiB"))?;
     let bytes = fraction * (1u64 << shift) as f64;
     if bytes >= u64::MAX as f64 {
         return Err(format!("{text} is more than 64 bits hold"));

@@ -6,17 +6,20 @@ mod parser;
 mod tests;
 
 use std::io::BufReader;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use metadata::{Metadata, MetadataValue};
 
-use crate::format::error::FormatResult;
+use crate::format::error::{FormatError, FormatResult};
 use crate::format::tensor::{SourceFile, TensorTable};
+
+/// Number of files that a model is split into.
+const SPLIT_COUNT: &str = "split.count";
 
 /// An open GGUF file: its metadata and the table of its tensors.
 #[derive(Debug)]
 pub struct GgufFile {
-    path: std::path::PathBuf,
+    path: PathBuf,
     metadata: Metadata,
     tensors: TensorTable,
 }
@@ -27,6 +30,10 @@ impl GgufFile {
         let source = SourceFile::open(path)?;
         let input = BufReader::with_capacity(1 << 20, &source.file);
         let contents = parser::parse(path, input, source.num_bytes)?;
+        if let Some(&MetadataValue::Unsigned(2..)) = contents.metadata.get(SPLIT_COUNT) {
+            let message = "the model is split into several files; merge them with llama-gguf-split --merge";
+            return Err(FormatError::unsupported(path, SPLIT_COUNT, message));
+        }
         let mut tensors = TensorTable::default();
         tensors.add_file(source);
         for tensor in contents.tensors {

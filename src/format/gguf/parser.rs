@@ -8,7 +8,7 @@ use std::path::Path;
 
 use crate::format::error::{FormatError, FormatResult};
 use crate::format::gguf::metadata::{Metadata, MetadataValue};
-use crate::format::tensor::{Encoding, TensorInfo, check_disjoint};
+use crate::format::tensor::{Encoding, MAX_NAME_BYTES, TensorInfo, check_disjoint};
 
 const MAGIC: [u8; 4] = *b"GGUF";
 const DEFAULT_ALIGNMENT: u64 = 32;
@@ -17,7 +17,6 @@ const MAX_DECODED_BYTES: u64 = 128 << 20;
 /// What a string or a table entry takes beside its characters, rounded up.
 const ENTRY_BYTES: u64 = 48;
 const MAX_KEY_BYTES: u64 = 65535;
-const MAX_NAME_BYTES: u64 = 1024;
 const MAX_DIMS: u32 = 4;
 
 /// What a file holds beside the tensors' data.
@@ -285,7 +284,7 @@ impl<R: Read> Parser<'_, R> {
         for index in 0..num_tensors {
             self.field = format!("tensor {index}");
             self.charge(4 * ENTRY_BYTES)?;
-            let name = self.string(MAX_NAME_BYTES)?;
+            let name = self.string(MAX_NAME_BYTES as u64)?;
             self.field = format!("tensor {name:?}");
             tensors.push(self.tensor(name)?);
         }
@@ -328,8 +327,8 @@ impl<R: Read> Parser<'_, R> {
             // What ggml defines beyond these: Q8_1, Q2_K, Q3_K, Q8_K, the IQ and TQ types, integers, doubles.
             9..=11 | 15..=29 | 34..=41 => {
                 return Err(self.unsupported(format!(
-                    "type {type_id} is not supported; requantise to Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, \
-                     Q6_K, F16, BF16 or F32"
+                    "type {type_id} is not supported; requantise to Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, \
+                     Q5_K, Q6_K, F16, BF16 or F32"
                 )));
             }
             _ => return Err(self.invalid(format!("unknown type {type_id}"))),
@@ -339,7 +338,7 @@ impl<R: Read> Parser<'_, R> {
     fn num_bytes(&self, shape: &[usize], encoding: Encoding) -> FormatResult<u64> {
         let (block_len, block_bytes) = (encoding.block_len(), encoding.block_bytes());
         let innermost = shape[shape.len() - 1];
-        if innermost % block_len != 0 {
+        if !innermost.is_multiple_of(block_len) {
             let message =
                 format!("{innermost} columns are no multiple of {encoding:?}'s block of {block_len}");
             return Err(self.invalid(message));

@@ -1,7 +1,10 @@
 //! GGUF files that are right, and files that lie.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use proptest::collection::vec;
+use proptest::prelude::{ProptestConfig, any};
 
 use super::*;
 use crate::error::{Error, Status};
@@ -208,6 +211,9 @@ fn foreign_files_are_refused() {
         draft
     };
     change(|draft| draft.magic = *b"GGML").refused(Status::ModelInvalid, "not a GGUF file");
+    let split = |count: u16| Draft::new().value("split.count", 2, &count.to_le_bytes());
+    split(1).open().unwrap();
+    split(2).refused(Status::ModelUnsupported, "split.count");
     change(|draft| draft.version = 1).refused(Status::ModelUnsupported, "version 1");
     change(|draft| draft.version = 4).refused(Status::ModelUnsupported, "version 4");
     change(|draft| draft.version = 3u32.swap_bytes()).refused(Status::ModelUnsupported, "big-endian");
@@ -285,7 +291,7 @@ fn what_is_no_regular_file_is_refused() {
         let error = Error::from(GgufFile::open(Path::new(path)).unwrap_err());
         assert!(error.message().contains("regular file"), "{error}");
     }
-    let error = GgufFile::open(&PathBuf::from("/nonexistent.gguf")).unwrap_err();
+    let error = GgufFile::open(Path::new("/nonexistent.gguf")).unwrap_err();
     assert!(matches!(error, FormatError::NotFound { .. }));
 }
 
@@ -304,11 +310,11 @@ fn parse(bytes: &[u8]) -> FormatResult<parser::Contents> {
 }
 
 proptest::proptest! {
-    #![proptest_config(proptest::prelude::ProptestConfig { cases: 4000, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..Default::default() })]
 
     /// Whatever bytes change, the file parses into tensors that lie inside it or gives an error.
     #[test]
-    fn mutated_files_never_panic(edits in proptest::collection::vec((0usize..4096, proptest::prelude::any::<u8>()), 1..6)) {
+    fn mutated_files_never_panic(edits in vec((0usize..4096, any::<u8>()), 1..6)) {
         let mut bytes = sample().build();
         for (at, byte) in edits {
             let at = at % bytes.len();

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::format::error::{FormatError, FormatResult};
-use crate::format::tensor::{Encoding, SourceFile, try_zeroed};
+use crate::format::tensor::{Encoding, MAX_NAME_BYTES, SourceFile, try_zeroed};
 
 /// Bytes of the length that stands before the header.
 const LENGTH_BYTES: u64 = 8;
@@ -121,6 +121,7 @@ impl<'de> Visitor<'de> for HeaderSeed<'_> {
         let mut names = BTreeSet::new();
         let mut entries = Vec::new();
         while let Some(name) = map.next_key::<String>()? {
+            check_name(&name)?;
             charge(self.budget, ENTRY_BYTES + 2 * name.len() as u64)?;
             if !names.insert(name.clone()) {
                 return Err(de::Error::custom(format_args!("tensor {name:?} is there twice")));
@@ -134,6 +135,15 @@ impl<'de> Visitor<'de> for HeaderSeed<'_> {
         }
         Ok(entries)
     }
+}
+
+/// Refuses names that are too long to quote.
+pub(super) fn check_name<E: de::Error>(name: &str) -> Result<(), E> {
+    if name.len() > MAX_NAME_BYTES {
+        let length = name.len();
+        return Err(E::custom(format_args!("a name of {length} bytes, more than {MAX_NAME_BYTES}")));
+    }
+    Ok(())
 }
 
 /// Takes `bytes` from the budget.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 
-use super::header::charge;
+use super::header::{charge, check_name};
 use crate::format::error::{FormatError, FormatResult};
 use crate::format::tensor::SourceFile;
 
@@ -54,8 +54,8 @@ pub(super) fn read(path: &Path, budget: &mut u64) -> FormatResult<Index> {
 }
 
 /// The path of shard `name` of `directory`, which must not lead out of it: a plain file name, and where it is
-/// a link, one into the directory itself or into the `blobs` of the Hugging Face cache that the directory is a
-/// snapshot of (`<model>/snapshots/<revision>` beside `<model>/blobs`).
+/// a link, one into the directory itself or into the `blobs` of the Hugging Face cache that the directory is
+/// a snapshot of (`<model>/snapshots/<revision>` beside `<model>/blobs`).
 pub(super) fn resolve(directory: &Path, index_path: &Path, name: &str) -> FormatResult<PathBuf> {
     let escapes = || {
         let message = format!("shard {name:?} is not a file of the model directory");
@@ -145,6 +145,8 @@ impl<'de> Visitor<'de> for WeightMapSeed<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Index, A::Error> {
         let mut index = Index::default();
         while let Some((tensor, shard)) = map.next_entry::<String, String>()? {
+            check_name(&tensor)?;
+            check_name(&shard)?;
             charge(self.budget, ENTRY_BYTES + (tensor.len() + 2 * shard.len()) as u64)?;
             let shard = index.shard_index(&shard);
             if index.weight_map.contains_key(&tensor) {

@@ -2,6 +2,9 @@
 
 use std::path::Path;
 
+use proptest::collection::vec;
+use proptest::prelude::{ProptestConfig, any};
+
 use super::*;
 use crate::error::{Error, Status};
 use crate::format::tensor::Encoding;
@@ -110,6 +113,10 @@ fn malformed_headers_are_refused() {
     let deep = format!("{{\"a\":{{\"shape\":{}{}}}}}", "[".repeat(200_000), "]".repeat(200_000));
     refused(&file(&deep, 0), "header");
     refused(&file(r#"{"__metadata__":{"format":1}}"#, 0), "expected text");
+    refused(&shard(&"n".repeat(1025)), "a name of 1025 bytes");
+    let dtype = format!(r#"{{"a":{{"dtype":"{}"}}}}"#, "F".repeat(1 << 20));
+    let error = Error::from(open(&file(&dtype, 0)).unwrap_err());
+    assert!(error.message().len() < 600, "a message of {} bytes", error.message().len());
     let mut not_utf8 = file("{\"a\":1}", 0);
     not_utf8[10] = 0xff;
     refused(&not_utf8, "header");
@@ -173,6 +180,9 @@ fn an_index_that_lies_is_refused() {
         shards_refused(with(json.as_bytes()).path(), "weight_map");
     }
     shards_refused(with(br#"{"weight_map":{},"weight_map":{}}"#).path(), "duplicate");
+    let long = "n".repeat(1025);
+    shards_refused(with(&index(&[(&long, "1.safetensors")])).path(), "a name of 1025 bytes");
+    shards_refused(with(&index(&[("a", &long)])).path(), "a name of 1025 bytes");
 
     let index = index(&[("a", "1.safetensors"), ("b", "copy.safetensors")]);
     let twice = directory(&[(INDEX_FILE, &index), ("1.safetensors", &a), ("copy.safetensors", &a)]);
@@ -254,11 +264,11 @@ fn truncation_at_every_byte_is_an_error() {
 }
 
 proptest::proptest! {
-    #![proptest_config(proptest::prelude::ProptestConfig { cases: 2000, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..Default::default() })]
 
     /// Whatever bytes change, the file opens with tensors that lie inside it or gives an error.
     #[test]
-    fn mutated_files_never_panic(edits in proptest::collection::vec((0usize..4096, proptest::prelude::any::<u8>()), 1..5)) {
+    fn mutated_files_never_panic(edits in vec((0usize..4096, any::<u8>()), 1..5)) {
         let mut bytes = file(HEADER, 28);
         for (at, byte) in edits {
             let at = at % bytes.len();

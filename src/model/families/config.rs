@@ -39,9 +39,8 @@ impl Config {
         convert: impl FnOnce(&'a Value) -> Option<T>,
     ) -> ModelResult<Option<T>> {
         let convert = |value: &'a Value| {
-            let shown: String = value.to_string().chars().take(40).collect();
             convert(value).ok_or_else(|| {
-                ModelError::invalid(self.name(field), format!("must be {wanted}, but is {shown}"))
+                ModelError::invalid(self.name(field), format!("must be {wanted}, but is {value}"))
             })
         };
         self.get(field).map(convert).transpose()
@@ -80,7 +79,7 @@ impl Config {
         const MAX: f64 = (1u64 << 48) as f64;
         self.typed(field, "an integer of at least 1", |value| {
             let number = value.as_f64()?;
-            (number >= 1.0 && number <= MAX && number.fract() == 0.0).then_some(number as usize)
+            ((1.0..=MAX).contains(&number) && number.fract() == 0.0).then_some(number as usize)
         })
     }
 
@@ -102,8 +101,8 @@ impl Config {
         Ok(fields.map(|fields| Config { prefix: format!("{}{field}.", self.prefix), fields: fields.clone() }))
     }
 
-    /// RoPE's base, scaling and the longest context that they support, from `rope_theta` with `rope_scaling` or
-    /// from `rope_parameters`.
+    /// RoPE's base, scaling and the longest context that they support, from `rope_theta` with `rope_scaling`
+    /// or from `rope_parameters`.
     pub(super) fn rope(&self, default_theta: f64) -> ModelResult<Rope> {
         let max_positions = self.required_size("max_position_embeddings")?;
         let parameters = match self.object("rope_scaling")? {

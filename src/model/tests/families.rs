@@ -120,6 +120,12 @@ fn what_is_not_supported_is_named() {
         assert_eq!(error.status(), Status::ModelUnsupported, "{error}");
         assert!(error.message().contains(named), "{field} {value}: {error}");
     }
+    for field in ["hidden_act", "model_type", "vocab_size"] {
+        let mut config = base_config();
+        config["architectures"] = Value::Null;
+        config[field] = "x".repeat(1 << 20).into();
+        assert!(spec_of(&config.to_string()).unwrap_err().message().len() < 600, "{field}");
+    }
 }
 
 #[test]

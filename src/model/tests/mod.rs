@@ -2,6 +2,7 @@
 
 mod families;
 mod golden;
+mod hostile;
 mod loading;
 mod naive;
 mod rope;

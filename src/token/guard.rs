@@ -1,0 +1,71 @@
+//! The wall between this library and the panics of the crates that parse a model's text files.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread;
+
+use crate::error::{Error, Result, Status};
+
+/// Stack of [`on_own_stack`]: enough for the deepest nesting that the template limits allow, so that it does not
+/// matter how small the stack of the host's thread is. Only touched pages cost memory.
+const STACK_BYTES: usize = 8 << 20;
+
+/// Runs `work` and turns a panic in it into an error of `status` that names `what` was being done.
+///
+/// The work may leave its own data half-changed, so nothing that it touched mutably is used after a panic.
+pub(crate) fn contain<T>(status: Status, what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(result) => result,
+        Err(payload) => Err(Error::new(status, format!("{what} panicked: {}", panic_text(&*payload)))),
+    }
+}
+
+/// [`contain`] on a thread with a stack of known size; the caller waits for it.
+pub(crate) fn on_own_stack<T: Send>(
+    status: Status,
+    what: &str,
+    work: impl FnOnce() -> Result<T> + Send,
+) -> Result<T> {
+    thread::scope(|scope| {
+        let worker = thread::Builder::new()
+            .name("inflight-text".to_owned())
+            .stack_size(STACK_BYTES)
+            .spawn_scoped(scope, || contain(status, what, work))
+            .map_err(|error| Error::new(Status::OutOfMemory, format!("{what}: no thread: {error}")))?;
+        worker.join().unwrap_or_else(|_| Err(Error::internal(format!("{what}: thread ended early"))))
+    })
+}
+
+fn panic_text(payload: &(dyn Any + Send)) -> &str {
+    payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_becomes_the_status_with_its_message() {
+        let work = || -> Result<()> { panic!("index 7") };
+        for result in [
+            contain(Status::ModelInvalid, "reading a.json", work),
+            on_own_stack(Status::ModelInvalid, "reading a.json", work),
+        ] {
+            let error = result.unwrap_err();
+            assert_eq!(error.status(), Status::ModelInvalid);
+            assert_eq!(error.message(), "reading a.json panicked: index 7");
+        }
+    }
+
+    #[test]
+    fn results_pass_through() {
+        assert_eq!(contain(Status::Internal, "x", || Ok(3)), Ok(3));
+        assert_eq!(on_own_stack(Status::Internal, "x", || Ok(4)), Ok(4));
+        let refused = Error::invalid_argument("no");
+        assert_eq!(contain::<()>(Status::Internal, "x", || Err(refused.clone())), Err(refused));
+    }
+}
