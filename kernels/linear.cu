@@ -7,16 +7,14 @@
 // tile and inputs the 8-column side. The order of k inside a sum is free, so a thread's 16-byte load of a
 // weight row (8 consecutive k) directly makes operands of two products, and the same load of an input row their
 // counterparts: no shared memory, no shuffles. A block owns 16 * WEIGHT_TILES rows of the weights; its warps
-// take runs of k in turn, with LOADS of them in flight per thread, and their sums meet in shared memory in a
-// fixed order, so results do not vary from run to run.
+// take parts of k in turn, the next one's loads in flight while this one's products are computed, and their sums
+// meet in shared memory in a fixed order, so results do not vary from run to run.
 
 #include "tensor_core.cuh"
 
 constexpr int WARPS = 8;
-constexpr int LOADS = 4;
-// Elements of k in one load of a warp, 8 in each of 4 threads, and in a warp's turn.
+// Elements of k in one load of a warp: 8 in each of 4 threads.
 constexpr int LOAD_ELEMENTS = 32;
-constexpr int RUN_ELEMENTS = LOADS * LOAD_ELEMENTS;
 
 struct SkinnyLinearParams {
   const void *input;
@@ -29,21 +27,12 @@ struct SkinnyLinearParams {
 };
 static_assert(sizeof(SkinnyLinearParams) == 40, "mirrored in linear.rs");
 
-// 16 bytes, or zeros without an access where `is_valid` is false. Weights are read once: they pass the first-level
-// cache by. A predicate rather than a branch, so that the loads of a turn are issued back to back.
-__device__ inline uint4 load_streaming(const void *source, bool is_valid) {
+// Weights are read once: they pass the first-level cache by.
+__device__ inline uint4 load_streaming(const void *source) {
   uint4 vector;
-  asm volatile("{\n"
-               ".reg .pred valid;\n"
-               "setp.ne.u32 valid, %5, 0;\n"
-               "mov.u32 %0, 0;\n"
-               "mov.u32 %1, 0;\n"
-               "mov.u32 %2, 0;\n"
-               "mov.u32 %3, 0;\n"
-               "@valid ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n"
-               "}"
-               : "=&r"(vector.x), "=&r"(vector.y), "=&r"(vector.z), "=&r"(vector.w)
-               : "l"(source), "r"(static_cast<uint32_t>(is_valid)));
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(vector.x), "=r"(vector.y), "=r"(vector.z), "=r"(vector.w)
+               : "l"(source));
   return vector;
 }
 
@@ -56,46 +45,79 @@ __device__ inline void multiply(float (&sums)[4], const uint4 &low, const uint4 
   mma<T>(sums, second, input.z, input.w);
 }
 
-template <typename T, int WEIGHT_TILES, int INPUT_TILES>
-__device__ inline void sum_warp(const SkinnyLinearParams &params, float (&sums)[WEIGHT_TILES][INPUT_TILES][4]) {
-  const int lane = threadIdx.x % WARP_THREADS;
-  const uint32_t first_feature = blockIdx.x * 16 * WEIGHT_TILES + lane / 4;
-  const uint64_t stride = params.in_features;
-  const T *weight = static_cast<const T *>(params.weight);
-  const T *input = static_cast<const T *>(params.input);
-  const uint4 zeros = make_uint4(0, 0, 0, 0);
+// What a thread holds of one turn of its warp, LOADS loads of k.
+template <typename T, int WEIGHT_TILES, int INPUT_TILES> struct Turn {
+  static constexpr int LOADS = 4 / WEIGHT_TILES;
+  static constexpr int ELEMENTS = LOADS * LOAD_ELEMENTS;
+  uint4 weights[LOADS][WEIGHT_TILES][2];
+  uint4 inputs[LOADS][INPUT_TILES];
 
-  for (uint32_t run = threadIdx.x / WARP_THREADS * RUN_ELEMENTS; run < params.in_features;
-       run += WARPS * RUN_ELEMENTS) {
-    uint4 weights[LOADS][WEIGHT_TILES][2];
-    uint4 inputs[LOADS][INPUT_TILES];
+  // Every load is unconditional, so that all are in flight together: rows past the end repeat the last, and their
+  // products are not stored; k past the end repeats the first and meets inputs of zero.
+  __device__ inline void load(const SkinnyLinearParams &params, uint32_t first_k) {
+    const uint32_t lane = threadIdx.x % WARP_THREADS;
+    const uint32_t first_feature = blockIdx.x * 16 * WEIGHT_TILES + lane / 4;
+    const uint64_t stride = params.in_features;
 #pragma unroll
-    for (int load = 0; load < LOADS; load++) {
-      const uint32_t k = run + load * LOAD_ELEMENTS + lane % 4 * VECTOR_ELEMENTS;
+    for (int l = 0; l < LOADS; l++) {
+      const uint32_t k = first_k + l * LOAD_ELEMENTS + lane % 4 * VECTOR_ELEMENTS;
       const bool is_inside = k < params.in_features;
+      const uint32_t valid_k = is_inside ? k : 0;
 #pragma unroll
       for (int i = 0; i < 2 * WEIGHT_TILES; i++) {
-        const uint32_t feature = first_feature + 8 * i;
-        const bool is_valid = is_inside && feature < params.out_features;
-        weights[load][i / 2][i % 2] = load_streaming(weight + feature * stride + k, is_valid);
+        const uint64_t feature = min(first_feature + 8 * i, params.out_features - 1);
+        weights[l][i / 2][i % 2] = load_streaming(static_cast<const T *>(params.weight) + feature * stride + valid_k);
       }
 #pragma unroll
       for (int i = 0; i < INPUT_TILES; i++) {
-        const uint32_t row = 8 * i + lane / 4;
-        const bool is_valid = is_inside && row < params.rows;
-        inputs[load][i] = is_valid ? *reinterpret_cast<const uint4 *>(input + row * stride + k) : zeros;
+        const uint64_t row = min(8 * i + lane / 4, params.rows - 1);
+        const T *source = static_cast<const T *>(params.input) + row * stride + valid_k;
+        const uint4 input = *reinterpret_cast<const uint4 *>(source);
+        inputs[l][i] = is_inside ? input : make_uint4(0, 0, 0, 0);
       }
     }
+  }
+
+  __device__ inline void add_products(float (&sums)[WEIGHT_TILES][INPUT_TILES][4]) const {
 #pragma unroll
-    for (int load = 0; load < LOADS; load++) {
+    for (int l = 0; l < LOADS; l++) {
 #pragma unroll
       for (int w = 0; w < WEIGHT_TILES; w++) {
 #pragma unroll
         for (int i = 0; i < INPUT_TILES; i++) {
-          multiply<T>(sums[w][i], weights[load][w][0], weights[load][w][1], inputs[load][i]);
+          multiply<T>(sums[w][i], weights[l][w][0], weights[l][w][1], inputs[l][i]);
         }
       }
     }
+  }
+};
+
+// One warp's turns. The loads of a turn are issued before the products of the one before.
+template <typename T, int WEIGHT_TILES, int INPUT_TILES>
+__device__ inline void sum_warp(const SkinnyLinearParams &params, float (&sums)[WEIGHT_TILES][INPUT_TILES][4]) {
+  using WarpTurn = Turn<T, WEIGHT_TILES, INPUT_TILES>;
+  constexpr uint32_t STRIDE = WARPS * WarpTurn::ELEMENTS;
+  uint32_t k = threadIdx.x / WARP_THREADS * WarpTurn::ELEMENTS;
+  if (k >= params.in_features) {
+    return;
+  }
+  WarpTurn even;
+  WarpTurn odd;
+  even.load(params, k);
+  while (true) {
+    if (k + STRIDE >= params.in_features) {
+      even.add_products(sums);
+      return;
+    }
+    odd.load(params, k + STRIDE);
+    even.add_products(sums);
+    if (k + 2 * STRIDE >= params.in_features) {
+      odd.add_products(sums);
+      return;
+    }
+    even.load(params, k + 2 * STRIDE);
+    odd.add_products(sums);
+    k += 2 * STRIDE;
   }
 }
 

@@ -14,6 +14,7 @@
 constexpr int THREADS = 1024;
 constexpr int RADIX_BITS = 8;
 constexpr int RADIX = 1 << RADIX_BITS;
+constexpr int COPIES = 16;
 constexpr uint32_t NO_TOKEN = 0xffffffffu;
 
 struct SampledRow {
@@ -101,41 +102,105 @@ struct Row {
   __device__ inline float scaled(float logit) const { return __fdiv_rn(__fsub_rn(logit, max), temperature); }
 };
 
+// Bins of a histogram in copies: lanes of a warp that meet in a bin, as most do, add to different copies.
+struct Histogram {
+  unsigned long long sums[RADIX][COPIES];
+
+  __device__ inline void clear() {
+    for (int index = threadIdx.x; index < RADIX * COPIES; index += THREADS) {
+      sums[index / COPIES][index % COPIES] = 0;
+    }
+  }
+
+  __device__ inline void add(uint32_t bin, uint32_t measure) {
+    atomicAdd(&sums[bin][threadIdx.x % COPIES], static_cast<unsigned long long>(measure));
+  }
+
+  // Leaves the sum of a bin's copies in the first of them.
+  __device__ inline void merge() {
+    for (int bin = threadIdx.x; bin < RADIX; bin += THREADS) {
+      unsigned long long sum = 0;
+#pragma unroll
+      for (int copy = 0; copy < COPIES; copy++) {
+        sum += sums[bin][copy];
+      }
+      sums[bin][0] = sum;
+    }
+  }
+};
+
+// By one warp: the highest bin at which the sum from above reaches `target`, and what of `target` is left to
+// find in it. A lane looks at BINS_PER_LANE bins, the first lane at the highest.
+__device__ inline void find_bin(const Histogram &histogram, uint64_t &target, uint32_t &bin) {
+  constexpr int BINS_PER_LANE = RADIX / WARP_THREADS;
+  const int lane = threadIdx.x % WARP_THREADS;
+  const int highest = RADIX - 1 - lane * BINS_PER_LANE;
+  unsigned long long own = 0;
+#pragma unroll
+  for (int i = 0; i < BINS_PER_LANE; i++) {
+    own += histogram.sums[highest - i][0];
+  }
+  unsigned long long through = own;
+#pragma unroll
+  for (int offset = 1; offset < WARP_THREADS; offset *= 2) {
+    const unsigned long long above = __shfl_up_sync(FULL_WARP, through, offset);
+    through += lane >= offset ? above : 0;
+  }
+  const uint32_t reached = __ballot_sync(FULL_WARP, through >= target);
+  const int chosen = reached == 0 ? WARP_THREADS - 1 : __ffs(reached) - 1;
+  unsigned long long left = target - (through - own);
+  int found = highest;
+  while (found > highest - BINS_PER_LANE + 1 && histogram.sums[found][0] < left) {
+    left -= histogram.sums[found][0];
+    found -= 1;
+  }
+  bin = __shfl_sync(FULL_WARP, found, chosen);
+  target = __shfl_sync(FULL_WARP, left, chosen);
+}
+
+// What a selection shares over the block; one place for all selections of a kernel.
+struct Selection {
+  Histogram histogram;
+  uint64_t target;
+  uint32_t prefix;
+};
+
+__device__ inline Selection &shared_selection() {
+  __shared__ Selection selection;
+  return selection;
+}
+
 // The largest key whose measures, its own included, sum up to at least `target` from above; `of(token)` gives
 // key and measure. Finds 8 bits of the key per pass.
 template <typename KeyAndMeasure>
 __device__ inline uint32_t select_key(uint32_t vocab_size, uint64_t target, KeyAndMeasure of) {
-  __shared__ unsigned long long sums[RADIX];
-  __shared__ uint32_t chosen_prefix;
-  __shared__ unsigned long long chosen_target;
+  Selection &selection = shared_selection();
   uint32_t prefix = 0;
   for (int shift = 32 - RADIX_BITS; shift >= 0; shift -= RADIX_BITS) {
     __syncthreads();
-    for (int bin = threadIdx.x; bin < RADIX; bin += THREADS) {
-      sums[bin] = 0;
-    }
+    selection.histogram.clear();
     __syncthreads();
     for (uint32_t token = threadIdx.x; token < vocab_size; token += THREADS) {
       const uint2 key_and_measure = of(token);
       const bool is_candidate = shift + RADIX_BITS == 32 || key_and_measure.x >> (shift + RADIX_BITS) == prefix;
       if (is_candidate && key_and_measure.y != 0) {
-        atomicAdd(&sums[key_and_measure.x >> shift & (RADIX - 1)], static_cast<unsigned long long>(key_and_measure.y));
+        selection.histogram.add(key_and_measure.x >> shift & (RADIX - 1), key_and_measure.y);
       }
     }
     __syncthreads();
-    if (threadIdx.x == 0) {
-      uint64_t left = target;
-      int bin = RADIX - 1;
-      while (bin > 0 && sums[bin] < left) {
-        left -= sums[bin];
-        bin -= 1;
+    selection.histogram.merge();
+    __syncthreads();
+    if (threadIdx.x < WARP_THREADS) {
+      uint32_t bin;
+      find_bin(selection.histogram, target, bin);
+      if (threadIdx.x == 0) {
+        selection.prefix = prefix << RADIX_BITS | bin;
+        selection.target = target;
       }
-      chosen_prefix = prefix << RADIX_BITS | bin;
-      chosen_target = left;
     }
     __syncthreads();
-    prefix = chosen_prefix;
-    target = chosen_target;
+    prefix = selection.prefix;
+    target = selection.target;
   }
   return prefix;
 }

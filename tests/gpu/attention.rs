@@ -104,8 +104,12 @@ impl Run {
     fn write_past(&mut self, slot: u32, past: usize, blocks: &[u32]) {
         for first in (0..past).step_by(MAX_TOKENS) {
             let count = MAX_TOKENS.min(past - first);
-            let row =
-                BatchRow { slot, tokens: vec![0; count], context_len: first + count, blocks: blocks.to_vec() };
+            let row = BatchRow {
+                slot,
+                tokens: vec![0; count],
+                context_len: first + count,
+                blocks: blocks.to_vec(),
+            };
             let values = self.random_qkv(count);
             self.write(&batch(&[row], &[]), &values);
         }
@@ -200,7 +204,9 @@ fn partial_and_interleaved_rotation() {
     let rows = vec![(5, 0), (1, 20), (1, 3)];
     for dtype in DTYPES {
         for pairing in [RopePairing::Half, RopePairing::Interleaved] {
-            for (head_dim, rotary_dim) in [(256, 64), (80, 20), (64, 64), (64, 2), (96, 6), (80, 80), (128, 32)] {
+            for (head_dim, rotary_dim) in
+                [(256, 64), (80, 20), (64, 64), (64, 2), (96, 6), (80, 80), (128, 32)]
+            {
                 let rows = rows.clone();
                 check(&Case { heads: (4, 2), head_dim, rotary_dim, pairing, block_size: 16, rows }, dtype, 9);
             }

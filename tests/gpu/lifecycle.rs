@@ -7,7 +7,14 @@ use crate::rig::*;
 const LIMITS: BackendLimits = BackendLimits { max_tokens: 64, max_slots: 4, vocab_size: 100 };
 
 fn layout() -> KvLayout {
-    KvLayout { num_layers: 2, num_blocks: 10, block_size: 16, num_kv_heads: 2, head_dim: 64, dtype: DType::Bf16 }
+    KvLayout {
+        num_layers: 2,
+        num_blocks: 10,
+        block_size: 16,
+        num_kv_heads: 2,
+        head_dim: 64,
+        dtype: DType::Bf16,
+    }
 }
 
 #[test]

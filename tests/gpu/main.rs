@@ -4,6 +4,7 @@
 
 mod attention;
 mod decoder;
+mod engine;
 mod lifecycle;
 mod ops;
 mod rig;

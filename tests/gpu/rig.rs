@@ -170,7 +170,11 @@ pub fn assert_close(what: &str, actual: &[f32], expected: &[f32], tolerance: f64
     let largest = expected.iter().filter(|x| !x.is_nan()).fold(0.0f64, |max, &x| max.max(f64::from(x.abs())));
     let (mut error_squares, mut squares) = (0.0f64, 0.0f64);
     for (i, (&actual, &expected)) in actual.iter().zip(expected).enumerate() {
-        assert_eq!(actual.is_nan(), expected.is_nan(), "{what}: element {i} is {actual}, expected {expected}");
+        assert_eq!(
+            actual.is_nan(),
+            expected.is_nan(),
+            "{what}: element {i} is {actual}, expected {expected}"
+        );
         if expected.is_nan() {
             continue;
         }

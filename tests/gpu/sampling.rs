@@ -52,7 +52,10 @@ fn assert_sampled(what: &str, actual: &[Sampled], expected: &[Sampled]) {
         for (actual, expected) in actual.logprobs.iter().zip(&expected.logprobs) {
             assert_eq!(actual.token, expected.token, "{what}, row {row}");
             let error = (actual.logprob - expected.logprob).abs();
-            assert!(error <= 1e-5 * expected.logprob.abs().max(1.0), "{what}, row {row}: {actual:?} {expected:?}");
+            assert!(
+                error <= 1e-5 * expected.logprob.abs().max(1.0),
+                "{what}, row {row}: {actual:?} {expected:?}"
+            );
         }
     }
 }
@@ -114,7 +117,10 @@ fn rows_that_are_not_numbers_give_no_token() {
     rig.cpu.sample(&logits.cpu).unwrap();
     rig.gpu.sample(&logits.gpu).unwrap();
     let (actual, expected) = (rig.gpu.collect().unwrap(), rig.cpu.collect().unwrap());
-    assert_eq!(actual.iter().map(|row| row.token.is_some()).collect::<Vec<_>>(), [false, false, false, true, true]);
+    assert_eq!(
+        actual.iter().map(|row| row.token.is_some()).collect::<Vec<_>>(),
+        [false, false, false, true, true]
+    );
     assert_sampled("not numbers", &actual, &expected);
 }
 

@@ -113,6 +113,8 @@ impl Sampler {
         let BackendLimits { max_slots, vocab_size, .. } = *limits;
         let rows_bytes = max_slots * size_of::<SampledRow>();
         let device_rows = arena.alloc(gpu, Self::device_bytes(limits), "sampled rows")?;
+        // Rows that the host samples are copied to it too, and must not be anything.
+        gpu.fill(device_rows, 0, Self::device_bytes(limits))?;
         let results = || {
             let pinned = Pinned::new(gpu, Self::device_bytes(limits) as usize)?;
             Ok(Results { pinned, copied: Event::new(gpu, false)? })
