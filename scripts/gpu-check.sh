@@ -22,12 +22,15 @@ for part in "${@:-tests}"; do
     export INFLIGHT_GPU_TEST_SIZE=small
     for tool in memcheck racecheck initcheck synccheck; do
       echo "== compute-sanitizer $tool"
-      # Creation asks for a device that is not there, and for more memory than there is, on purpose.
-      timeout 150 compute-sanitizer --tool "$tool" --error-exitcode 99 --report-api-errors no "$binary" \
-        --skip lifecycle --skip sampled_tokens >"/tmp/sanitize_$tool.log" 2>&1
-      echo "exit $?"
-      grep -E "ERROR SUMMARY|RACECHECK SUMMARY|test result|========= (Invalid|Error|Uninit|Race|Warning)" \
-        "/tmp/sanitize_$tool.log" | sort | uniq -c | sort -rn | head -n 12
+      # Lifecycle tests ask for more than there is on purpose, and the engine's model is large. Watching shared
+      # memory, racecheck would take minutes for cuBLASLt's kernels, which the decoder's tests run.
+      tests=(--skip lifecycle --skip engine)
+      if [ "$tool" = racecheck ]; then
+        tests+=(--skip decoder)
+      fi
+      timeout 200 compute-sanitizer --tool "$tool" --error-exitcode 99 --report-api-errors no "$binary" \
+        "${tests[@]}" >"/tmp/sanitize_$tool.log" 2>&1 || failed=1
+      grep -E "SUMMARY|test result" "/tmp/sanitize_$tool.log"
     done
     ;;
   esac

@@ -91,7 +91,7 @@ pub(super) fn load(options: &EngineOptions) -> Result<EngineParts> {
     match Device::parse(&options.device)? {
         Device::Cpu => model::load(cpu_target(options)?, options),
         #[cfg(feature = "cuda")]
-        Device::Cuda(ordinal) => model::load(cuda_target(ordinal)?, options),
+        Device::Cuda(ordinal) => model::load(cuda_target(ordinal, options)?, options),
         #[cfg(not(feature = "cuda"))]
         Device::Cuda(_) => Err(no_cuda()),
         Device::Echo(step_time) => Ok(load_echo(options, step_time)),
@@ -104,7 +104,7 @@ pub(super) fn plan(options: &EngineOptions) -> Result<MemoryPlan> {
     match Device::parse(&options.device)? {
         Device::Cpu => model::plan(&cpu_target(options)?.backend, options),
         #[cfg(feature = "cuda")]
-        Device::Cuda(ordinal) => model::plan(&cuda_target(ordinal)?.backend, options),
+        Device::Cuda(ordinal) => model::plan(&cuda_target(ordinal, options)?.backend, options),
         #[cfg(not(feature = "cuda"))]
         Device::Cuda(_) => Err(no_cuda()),
         Device::Echo(_) => Ok(plan_echo(options)),
@@ -117,7 +117,10 @@ fn cpu_target(options: &EngineOptions) -> Result<Target<Cpu>> {
 }
 
 #[cfg(feature = "cuda")]
-fn cuda_target(ordinal: u32) -> Result<Target<crate::backend::cuda::Cuda>> {
+fn cuda_target(ordinal: u32, options: &EngineOptions) -> Result<Target<crate::backend::cuda::Cuda>> {
+    if options.dtype == crate::config::DTypeChoice::F32 {
+        return Err(Error::invalid_argument("dtype is f32; a CUDA device computes in bf16 or f16"));
+    }
     let backend = crate::backend::cuda::Cuda::new(ordinal)?;
     let device = format!("cuda:{ordinal} ({})", backend.device_name());
     Ok(Target { backend, device, pipeline_depth: 2 })
