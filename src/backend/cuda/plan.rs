@@ -173,8 +173,9 @@ mod tests {
             rows in proptest::collection::vec((1u32..200, 0u32..9000), 1..40),
             target in 1usize..300,
         ) {
-            let rows: Vec<(u32, u32)> =
-                rows.iter().map(|&(tokens, past)| (if past % 3 == 0 { tokens } else { 1 }, past)).map(|(tokens, past)| (tokens, past + tokens)).collect();
+            let num_tokens = |tokens: u32, past: u32| if past % 3 == 0 { tokens } else { 1 };
+            let rows = rows.iter().map(|&(tokens, past)| (num_tokens(tokens, past), past));
+            let rows: Vec<(u32, u32)> = rows.map(|(tokens, past)| (tokens, past + tokens)).collect();
             let plan = plan(&rows, target);
             let num_tokens = rows.iter().map(|row| row.0 as usize).sum();
             let [items, splits, tiles] = AttentionPlan::capacity(rows.len(), num_tokens, target);

@@ -16,8 +16,8 @@ use crate::backend::{BackendLimits, BackendResult, DType, Sampled, SlotState, To
 
 /// Steps that may be sampled and not collected.
 const MAX_PENDING: usize = 3;
-/// Largest number of alternatives that a row reports.
-const MAX_LOGPROBS: usize = crate::sample::MAX_LOGPROBS as usize;
+/// Largest number of alternatives that a row reports; a slot that asks for more is refused.
+const MAX_LOGPROBS: usize = 20;
 const LOGPROBS_PER_ROW: usize = MAX_LOGPROBS + 1;
 const THREADS: u32 = 1024;
 const NO_TOKEN: u32 = u32::MAX;
@@ -144,6 +144,9 @@ impl Sampler {
         let Some(facts) = self.slots.get_mut(slot as usize) else {
             return check.fail(format!("slot {slot} of {}", self.max_slots));
         };
+        check.require(state.num_logprobs.is_none_or(|num| num as usize <= MAX_LOGPROBS), || {
+            format!("{:?} log-probabilities, at most {MAX_LOGPROBS}", state.num_logprobs)
+        })?;
         *facts = SlotFacts { is_host_sampled: needs_host(state), has_logprobs: state.num_logprobs.is_some() };
         if facts.is_host_sampled {
             self.host_slots.reset(slot, state);
