@@ -1,10 +1,21 @@
-//! Link options of the shared library.
+//! Link options of the shared library, and the CUDA kernels.
 
 use std::path::Path;
 use std::{env, fs};
 
+#[cfg(feature = "cuda")]
+#[path = "build/kernels.rs"]
+mod kernels;
+
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=build");
+    link_options();
+    #[cfg(feature = "cuda")]
+    kernels::build();
+}
+
+fn link_options() {
     if env::var("CARGO_CFG_TARGET_OS").as_deref() != Ok("linux") {
         return;
     }

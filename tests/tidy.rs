@@ -43,10 +43,10 @@ const REEXPORTS: [(&str, &str); 13] = [
 ];
 
 /// Where unsafe blocks may stand: the C boundary's casts, and vector intrinsics.
-const UNSAFE_PLACES: [&str; 2] = ["src/capi/ffi.rs", "src/backend/cpu/"];
+const UNSAFE_PLACES: [&str; 3] = ["src/capi/ffi.rs", "src/backend/cpu/", "src/backend/cuda/"];
 
 /// Where the build's features are looked at: device choice, and the model checker's threads.
-const FEATURE_PLACES: [&str; 2] = ["src/engine/create.rs", "src/engine/sync.rs"];
+const FEATURE_PLACES: [&str; 3] = ["src/engine/create.rs", "src/engine/sync.rs", "src/backend/mod.rs"];
 
 #[test]
 fn dependencies_point_down() {

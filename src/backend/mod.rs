@@ -4,6 +4,8 @@
 //! return before the device has finished; [`Backend::collect`] is the only one that waits.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod faulty;
 
 use thiserror::Error;

@@ -48,6 +48,8 @@ pub struct EngineFacts {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Device {
     Cpu,
+    /// The driver's device of this index.
+    Cuda(u32),
     /// Returns the prompt; every step takes this long.
     Echo(Duration),
 }
@@ -68,10 +70,14 @@ impl Device {
                     "device {name:?}: the part after echo: is the time of a step in microseconds"
                 ))),
             },
-            ("cuda", _) => Err(Error::new(
-                Status::DeviceUnavailable,
-                format!("device {name:?}: this build has no CUDA backend; use \"cpu\" or \"auto\""),
+            ("cuda", None) => Ok(Device::Cuda(0)),
+            ("cuda", Some(list)) if list.contains(',') => Err(Error::new(
+                Status::Unsupported,
+                format!("device {name:?}: this version runs on one CUDA device; name one, such as cuda:0"),
             )),
+            ("cuda", Some(ordinal)) => ordinal.parse().map(Device::Cuda).map_err(|_| {
+                Error::invalid_argument(format!("device {name:?}: the part after cuda: is a device's number"))
+            }),
             _ => Err(Error::invalid_argument(format!(
                 "device {name:?} is unknown; use auto, cpu, cuda, cuda:0, cuda:0,1 or echo"
             ))),
@@ -84,6 +90,10 @@ pub(super) fn load(options: &EngineOptions) -> Result<EngineParts> {
     check(options)?;
     match Device::parse(&options.device)? {
         Device::Cpu => model::load(cpu_target(options)?, options),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(ordinal) => model::load(cuda_target(ordinal, options)?, options),
+        #[cfg(not(feature = "cuda"))]
+        Device::Cuda(_) => Err(no_cuda()),
         Device::Echo(step_time) => Ok(load_echo(options, step_time)),
     }
 }
@@ -93,6 +103,10 @@ pub(super) fn plan(options: &EngineOptions) -> Result<MemoryPlan> {
     check(options)?;
     match Device::parse(&options.device)? {
         Device::Cpu => model::plan(&cpu_target(options)?.backend, options),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(ordinal) => model::plan(&cuda_target(ordinal, options)?.backend, options),
+        #[cfg(not(feature = "cuda"))]
+        Device::Cuda(_) => Err(no_cuda()),
         Device::Echo(_) => Ok(plan_echo(options)),
     }
 }
@@ -100,6 +114,21 @@ pub(super) fn plan(options: &EngineOptions) -> Result<MemoryPlan> {
 fn cpu_target(options: &EngineOptions) -> Result<Target<Cpu>> {
     let backend = Cpu::new(options.num_threads)?;
     Ok(Target { backend, device: "cpu".to_owned(), pipeline_depth: 1 })
+}
+
+#[cfg(feature = "cuda")]
+fn cuda_target(ordinal: u32, options: &EngineOptions) -> Result<Target<crate::backend::cuda::Cuda>> {
+    if options.dtype == crate::config::DTypeChoice::F32 {
+        return Err(Error::invalid_argument("dtype is f32; a CUDA device computes in bf16 or f16"));
+    }
+    let backend = crate::backend::cuda::Cuda::new(ordinal)?;
+    let device = format!("cuda:{ordinal} ({})", backend.device_name());
+    Ok(Target { backend, device, pipeline_depth: 2 })
+}
+
+#[cfg(not(feature = "cuda"))]
+fn no_cuda() -> Error {
+    Error::new(Status::DeviceUnavailable, "this build has no CUDA backend; use device \"cpu\" or \"auto\"")
 }
 
 /// Refuses options that no model could make sense of.

@@ -21,13 +21,13 @@ mod threads;
 
 use std::collections::VecDeque;
 
+pub(in crate::backend) use sample::SlotTable;
 pub use tensor::{KvCache, Tensor};
 
 use self::attention::Attention;
 use self::batch::LoadedBatch;
 use self::norm::RmsNorm;
 use self::rope::RopeAndWriteKv;
-use self::sample::SlotTable;
 use self::simd::{Element, Isa};
 use self::tensor::{Buffer, product};
 use self::threads::Threads;

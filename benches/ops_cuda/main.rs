@@ -1,0 +1,419 @@
+//! Times the CUDA backend's operations and whole decode steps of the Llama-3-8B shape with random weights, and
+//! prints each as a share of what the card can do. Host-launched: every figure includes launches.
+//!
+//! `cargo bench --features cuda --bench ops_cuda`; arguments choose sections: `linear`, `decode`, `prompt`, `small`,
+//! `step`.
+
+use std::time::Instant;
+
+use inflight::backend::cuda::{Cuda, KvCache, Tensor};
+use inflight::backend::{
+    Activation, AttentionShape, Backend, BackendLimits, Batch, DType, KvLayout, RopePairing, SlotState,
+    TOKEN_FROM_SLOT,
+};
+
+/// Measured on an H100 SXM: a copy's bytes read and written, and a large BF16 product.
+const BYTES_PER_SECOND: f64 = 3.0e12;
+const FLOPS: f64 = 798e12;
+const BF16: DType = DType::Bf16;
+
+fn main() {
+    let sections: Vec<String> = std::env::args().skip(1).filter(|name| !name.starts_with('-')).collect();
+    let wants = |name: &str| sections.is_empty() || sections.iter().any(|section| section == name);
+    println!("{}", Cuda::new(0).expect("a CUDA device").device_name());
+    if wants("linear") {
+        bench_linear();
+    }
+    if wants("decode") {
+        bench_decode();
+    }
+    if wants("prompt") {
+        bench_prompt();
+    }
+    if wants("small") {
+        bench_small();
+    }
+    if wants("step") {
+        bench_step();
+    }
+}
+
+/// Bytes of pseudorandom BF16 values in about [-scale, scale).
+fn noise(count: usize, scale: f32) -> Vec<u8> {
+    let mut state = 0x1234_5678_9abc_def1u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..count).flat_map(|_| half::bf16::from_f32(next() * scale).to_le_bytes()).collect()
+}
+
+/// A tensor filled with repetitions of the same megabytes of noise.
+fn random_tensor(gpu: &mut Cuda, noise: &[u8], rows: usize, columns: usize) -> Tensor {
+    let mut tensor = gpu.alloc(BF16, rows, columns).unwrap();
+    let row_bytes = 2 * columns;
+    let chunk_rows = (noise.len() / row_bytes).max(1);
+    for first in (0..rows).step_by(chunk_rows) {
+        let count = chunk_rows.min(rows - first);
+        gpu.write_rows(&mut tensor, first, &noise[..count * row_bytes]).unwrap();
+    }
+    tensor
+}
+
+/// Median microseconds of a call, over batches of calls that are long against a synchronisation.
+fn time(gpu: &mut Cuda, marker: &Tensor, mut call: impl FnMut(&mut Cuda, usize)) -> f64 {
+    let mut run = |gpu: &mut Cuda, count: usize| {
+        let start = Instant::now();
+        (0..count).for_each(|index| call(gpu, index));
+        gpu.read_rows(marker, 1).unwrap();
+        start.elapsed().as_secs_f64()
+    };
+    run(gpu, 3);
+    let once = run(gpu, 10) / 10.0;
+    let count = ((0.02 / once) as usize).clamp(5, 2000);
+    let mut times: Vec<f64> = (0..7).map(|_| run(gpu, count) / count as f64).collect();
+    times.sort_by(f64::total_cmp);
+    times[3] * 1e6
+}
+
+fn bench_linear() {
+    let mut gpu = Cuda::new(0).unwrap();
+    gpu.reserve(&BackendLimits { max_tokens: 16, max_slots: 16, vocab_size: 16 }).unwrap();
+    let noise = noise(4 << 20, 0.05);
+    println!("linear: rows, out x in | us | TB/s of weights | % of copy | TFLOP/s");
+    for (out_features, in_features) in
+        [(4096, 4096), (6144, 4096), (28672, 4096), (4096, 14336), (128_256, 4096)]
+    {
+        let weight_bytes = 2 * out_features * in_features;
+        // Weights rotate, so that none are found in the second-level cache.
+        let num_weights = (256usize << 20).div_ceil(weight_bytes).max(2);
+        let weights: Vec<Tensor> =
+            (0..num_weights).map(|_| random_tensor(&mut gpu, &noise, out_features, in_features)).collect();
+        for rows in [1, 4, 8, 16, 32, 64, 256, 2048] {
+            let input = random_tensor(&mut gpu, &noise, rows, in_features);
+            let mut out = gpu.alloc(BF16, rows, out_features).unwrap();
+            let marker = gpu.alloc(DType::F32, 1, 1).unwrap();
+            let micros = time(&mut gpu, &marker, |gpu, index| {
+                gpu.linear(&input, &weights[index % num_weights], &mut out, rows).unwrap();
+            });
+            let rate = weight_bytes as f64 / micros * 1e6;
+            let flops = 2.0 * (rows * out_features * in_features) as f64 / micros * 1e6;
+            println!(
+                "{rows:5}, {out_features} x {in_features} | {micros:8.1} | {:.2} | {:.0} % | {:.0}",
+                rate / 1e12,
+                rate / BYTES_PER_SECOND * 100.0,
+                flops / 1e12
+            );
+        }
+    }
+}
+
+struct AttentionBench {
+    gpu: Cuda,
+    shape: AttentionShape,
+    cache: KvCache,
+    qkv: Tensor,
+    out: Tensor,
+    marker: Tensor,
+}
+
+const BLOCK: usize = 64;
+
+impl AttentionBench {
+    /// A cache of random keys and values for rows of `(new tokens, context)`, and the batch of these rows.
+    fn new(heads: (usize, usize), head_dim: usize, rows: &[(usize, usize)]) -> AttentionBench {
+        let mut gpu = Cuda::new(0).unwrap();
+        let num_blocks: usize = rows.iter().map(|row| row.1.div_ceil(BLOCK)).sum();
+        let layout = KvLayout {
+            num_layers: 4,
+            num_blocks,
+            block_size: BLOCK,
+            num_kv_heads: heads.1,
+            head_dim,
+            dtype: BF16,
+        };
+        let mut cache = gpu.alloc_kv_cache(&layout).unwrap();
+        let max_tokens = rows.iter().map(|row| row.0).sum::<usize>().max(4096);
+        let max_slots = rows.len() + 1;
+        gpu.reserve(&BackendLimits { max_tokens, max_slots, vocab_size: 8 }).unwrap();
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let shape = AttentionShape { num_heads: heads.0, num_kv_heads: heads.1, head_dim, scale };
+        let noise = noise(1 << 20, 1.0);
+        let mut qkv = random_tensor(&mut gpu, &noise, max_tokens, shape.qkv_width());
+        let out = gpu.alloc(BF16, max_tokens, heads.0 * head_dim).unwrap();
+        let marker = gpu.alloc(DType::F32, 1, 1).unwrap();
+        let table = gpu.alloc(DType::F32, num_blocks * BLOCK, 2).unwrap();
+        for first in (0..num_blocks * BLOCK).step_by(4096) {
+            let count = 4096.min(num_blocks * BLOCK - first);
+            let mut batch = Batch::new();
+            push(&mut batch, 0, vec![0; count], first + count, (0..num_blocks as u32).collect());
+            gpu.load_batch(&batch).unwrap();
+            for layer in 0..layout.num_layers {
+                gpu.rope_and_write_kv(&mut qkv, &table, RopePairing::Half, &shape, &mut cache, layer)
+                    .unwrap();
+            }
+        }
+        let qkv = random_tensor(&mut gpu, &noise, max_tokens, shape.qkv_width());
+        let mut bench = AttentionBench { gpu, shape, cache, qkv, out, marker };
+        let mut batch = Batch::new();
+        let mut next_block = 0;
+        for (slot, &(num_tokens, context_len)) in rows.iter().enumerate() {
+            let end = next_block + context_len.div_ceil(BLOCK) as u32;
+            push(&mut batch, slot as u32, vec![0; num_tokens], context_len, (next_block..end).collect());
+            next_block = end;
+        }
+        bench.gpu.load_batch(&batch).unwrap();
+        bench
+    }
+
+    fn micros(&mut self) -> f64 {
+        let AttentionBench { gpu, shape, cache, qkv, out, marker } = self;
+        time(gpu, marker, |gpu, index| gpu.attention(qkv, shape, cache, index % 4, out).unwrap())
+    }
+}
+
+fn push(batch: &mut Batch, slot: u32, tokens: Vec<u32>, context_len: usize, blocks: Vec<u32>) {
+    batch.slots.push(slot);
+    batch.tokens.extend(tokens);
+    batch.query_starts.push(batch.tokens.len() as u32);
+    batch.context_lens.push(context_len as u32);
+    batch.block_tables.extend(blocks);
+    batch.block_starts.push(batch.block_tables.len() as u32);
+}
+
+fn bench_decode() {
+    println!("decode attention: heads, head size, rows | us | TB/s of keys and values | % of copy");
+    let skewed = |count: usize| -> Vec<usize> {
+        (0..count).map(|row| if row % 16 == 0 { 8192 } else { 546 + row }).collect()
+    };
+    let cases: [(&str, (usize, usize), usize, Vec<usize>); 9] = [
+        ("1 x 1024", (32, 8), 128, vec![1024]),
+        ("1 x 16384", (32, 8), 128, vec![16_384]),
+        ("16 x 1024", (32, 8), 128, vec![1024; 16]),
+        ("64 x 1024", (32, 8), 128, vec![1024; 64]),
+        ("256 x 450", (32, 8), 128, vec![450; 256]),
+        ("64 mixed, 8192 and about 580", (32, 8), 128, skewed(64)),
+        ("64 x 1055, as many bytes", (32, 8), 128, vec![1055; 64]),
+        ("64 x 1024, MHA", (16, 16), 256, vec![1024; 64]),
+        ("64 x 1024, MHA", (32, 32), 64, vec![1024; 64]),
+    ];
+    for (name, heads, head_dim, lengths) in cases {
+        let rows: Vec<(usize, usize)> = lengths.iter().map(|&length| (1, length)).collect();
+        let micros = AttentionBench::new(heads, head_dim, &rows).micros();
+        let bytes = (lengths.iter().sum::<usize>() * 2 * heads.1 * head_dim * 2) as f64;
+        let rate = bytes / micros * 1e6;
+        let (tera, share) = (rate / 1e12, rate / BYTES_PER_SECOND * 100.0);
+        println!("{heads:?}, {head_dim}, {name} | {micros:8.1} | {tera:.2} | {share:.0} %");
+    }
+}
+
+fn bench_prompt() {
+    println!("prompt attention, causal: heads, head size, rows | us | TFLOP/s | % of product");
+    for (heads, head_dim) in [((32, 8), 128), ((32, 32), 64), ((16, 16), 256)] {
+        for (count, length) in [(8, 512), (4, 1024), (2, 2048), (1, 8192)] {
+            let micros = AttentionBench::new(heads, head_dim, &vec![(length, length); count]).micros();
+            let flops = (2 * count * length * length * heads.0 * head_dim) as f64 / micros * 1e6;
+            let (tera, share) = (flops / 1e12, flops / FLOPS * 100.0);
+            println!("{heads:?}, {head_dim}, {count} x {length} | {micros:8.1} | {tera:.0} | {share:.0} %");
+        }
+    }
+}
+
+fn bench_small() {
+    let mut gpu = Cuda::new(0).unwrap();
+    let noise = noise(4 << 20, 1.0);
+    let vocab_size = 128_256;
+    gpu.reserve(&BackendLimits { max_tokens: 4096, max_slots: 256, vocab_size }).unwrap();
+    let marker = gpu.alloc(DType::F32, 1, 1).unwrap();
+    println!("norm and activation of width 4096 and 14336: rows | us norm | us activation");
+    for rows in [1, 64, 2048] {
+        let mut residual = random_tensor(&mut gpu, &noise, rows, 4096);
+        let delta = random_tensor(&mut gpu, &noise, rows, 4096);
+        let weight = gpu.alloc(DType::F32, 1, 4096).unwrap();
+        let mut out = gpu.alloc(BF16, rows, 4096).unwrap();
+        let norm = time(&mut gpu, &marker, |gpu, _| {
+            gpu.add_rms_norm(&mut residual, Some(&delta), &weight, 1e-5, &mut out, rows).unwrap();
+        });
+        let gate_up = random_tensor(&mut gpu, &noise, rows, 2 * 14_336);
+        let mut gated = gpu.alloc(BF16, rows, 14_336).unwrap();
+        let activation = time(&mut gpu, &marker, |gpu, _| {
+            gpu.gated_activation(&gate_up, Activation::Silu, &mut gated, rows).unwrap();
+        });
+        println!("{rows} | {norm:.1} | {activation:.1}");
+    }
+    println!("sampling, vocabulary {vocab_size}: rows | us greedy | us temperature | us top-k 50, top-p 0.9");
+    let mut logits = gpu.alloc(DType::F32, 256, vocab_size).unwrap();
+    let row: Vec<u8> = (0..vocab_size as u32)
+        .flat_map(|token| ((token.wrapping_mul(2_654_435_761) >> 12) as f32 / 1e5).to_le_bytes())
+        .collect();
+    (0..256).for_each(|first| gpu.write_rows(&mut logits, first, &row).unwrap());
+    for rows in [1usize, 64, 256] {
+        let warm = SlotState { temperature: 0.8, ..GREEDY };
+        let filtered = SlotState { top_k: 50, top_p: 0.9, ..warm.clone() };
+        let micros = [GREEDY, warm, filtered].map(|state| {
+            (0..rows as u32).for_each(|slot| gpu.reset_slot(slot, &state).unwrap());
+            let mut batch = Batch::new();
+            (0..rows as u32).for_each(|slot| push(&mut batch, slot, vec![0], 1, vec![]));
+            batch.sampled_rows = (0..rows as u32).collect();
+            gpu.load_batch(&batch).unwrap();
+            time(&mut gpu, &marker, |gpu, _| {
+                gpu.sample(&logits).unwrap();
+                gpu.collect().unwrap();
+            })
+        });
+        println!("{rows} | {:.1} | {:.1} | {:.1}", micros[0], micros[1], micros[2]);
+    }
+}
+
+const GREEDY: SlotState = SlotState {
+    temperature: 0.0,
+    top_k: 0,
+    top_p: 1.0,
+    min_p: 0.0,
+    repetition_penalty: 1.0,
+    presence_penalty: 0.0,
+    frequency_penalty: 0.0,
+    logit_bias: Vec::new(),
+    suppressed_tokens: Vec::new(),
+    min_tokens: 0,
+    seed: 0,
+    num_logprobs: None,
+    prompt: Vec::new(),
+    output: Vec::new(),
+};
+
+struct Layer {
+    norms: [Tensor; 2],
+    qkv: Tensor,
+    attention_output: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+}
+
+/// The decoder's operations, in its order, on weights that were never loaded from anywhere.
+struct Llama8B {
+    gpu: Cuda,
+    shape: AttentionShape,
+    table: Tensor,
+    cache: KvCache,
+    embedding: Tensor,
+    head: Tensor,
+    final_norm: Tensor,
+    layers: Vec<Layer>,
+    buffers: [Tensor; 8],
+}
+
+const HIDDEN: usize = 4096;
+const INTERMEDIATE: usize = 14_336;
+const VOCAB: usize = 128_256;
+const MAX_LEN: usize = 1024;
+const MAX_ROWS: usize = 256;
+
+impl Llama8B {
+    fn new() -> Llama8B {
+        let mut gpu = Cuda::new(0).unwrap();
+        let noise = noise(4 << 20, 0.02);
+        let ones: Vec<u8> = (0..HIDDEN).flat_map(|_| 1.0f32.to_le_bytes()).collect();
+        let shape = AttentionShape { num_heads: 32, num_kv_heads: 8, head_dim: 128, scale: 0.088 };
+        let norm = |gpu: &mut Cuda| {
+            let mut tensor = gpu.alloc(DType::F32, 1, HIDDEN).unwrap();
+            gpu.write_rows(&mut tensor, 0, &ones).unwrap();
+            tensor
+        };
+        let layers = (0..32)
+            .map(|_| Layer {
+                norms: [norm(&mut gpu), norm(&mut gpu)],
+                qkv: random_tensor(&mut gpu, &noise, shape.qkv_width(), HIDDEN),
+                attention_output: random_tensor(&mut gpu, &noise, HIDDEN, HIDDEN),
+                gate_up: random_tensor(&mut gpu, &noise, 2 * INTERMEDIATE, HIDDEN),
+                down: random_tensor(&mut gpu, &noise, HIDDEN, INTERMEDIATE),
+            })
+            .collect();
+        let final_norm = norm(&mut gpu);
+        let embedding = random_tensor(&mut gpu, &noise, VOCAB, HIDDEN);
+        let head = random_tensor(&mut gpu, &noise, VOCAB, HIDDEN);
+        let num_blocks = MAX_ROWS * MAX_LEN / BLOCK;
+        let layout = KvLayout {
+            num_layers: 32,
+            num_blocks,
+            block_size: BLOCK,
+            num_kv_heads: 8,
+            head_dim: 128,
+            dtype: BF16,
+        };
+        let cache = gpu.alloc_kv_cache(&layout).unwrap();
+        gpu.reserve(&BackendLimits { max_tokens: 2048, max_slots: MAX_ROWS, vocab_size: VOCAB }).unwrap();
+        let table = gpu.alloc(DType::F32, MAX_LEN, 128).unwrap();
+        let widths = [HIDDEN, HIDDEN, shape.qkv_width(), HIDDEN, 2 * INTERMEDIATE, INTERMEDIATE, HIDDEN];
+        let mut buffers: Vec<Tensor> =
+            widths.iter().map(|&width| gpu.alloc(BF16, 2048, width).unwrap()).collect();
+        buffers.push(gpu.alloc(DType::F32, MAX_ROWS, VOCAB).unwrap());
+        let Ok(buffers) = buffers.try_into() else { unreachable!("eight buffers") };
+        Llama8B { gpu, shape, table, cache, embedding, head, final_norm, layers, buffers }
+    }
+
+    fn forward(&mut self, batch: &Batch) {
+        let Llama8B { gpu, shape, table, cache, embedding, head, final_norm, layers, buffers } = self;
+        let [residual, normed, qkv, attention, gate_up, gated, delta, logits] = buffers;
+        let rows = batch.num_tokens();
+        gpu.load_batch(batch).unwrap();
+        gpu.embed(embedding, residual).unwrap();
+        for (index, layer) in layers.iter().enumerate() {
+            let added = (index > 0).then_some(&*delta);
+            gpu.add_rms_norm(residual, added, &layer.norms[0], 1e-5, normed, rows).unwrap();
+            gpu.linear(normed, &layer.qkv, qkv, rows).unwrap();
+            gpu.rope_and_write_kv(qkv, table, RopePairing::Half, shape, cache, index).unwrap();
+            gpu.attention(qkv, shape, cache, index, attention).unwrap();
+            gpu.linear(attention, &layer.attention_output, delta, rows).unwrap();
+            gpu.add_rms_norm(residual, Some(delta), &layer.norms[1], 1e-5, normed, rows).unwrap();
+            gpu.linear(normed, &layer.gate_up, gate_up, rows).unwrap();
+            gpu.gated_activation(gate_up, Activation::Silu, gated, rows).unwrap();
+            gpu.linear(gated, &layer.down, delta, rows).unwrap();
+        }
+        gpu.add_rms_norm(residual, Some(delta), final_norm, 1e-5, normed, rows).unwrap();
+        gpu.logits(normed, head, logits).unwrap();
+        gpu.sample(logits).unwrap();
+    }
+}
+
+/// Decode steps at contexts 129 to 256, two in flight, tokens fed back on the device.
+fn bench_step() {
+    const NUM_STEPS: usize = 128;
+    let mut model = Llama8B::new();
+    println!(
+        "Llama-3-8B shape, decode at contexts 129 to 256: rows | ms/step | tok/s | host us/step | % of copy"
+    );
+    for rows in [1usize, 16, 64, 256] {
+        (0..rows as u32).for_each(|slot| model.gpu.reset_slot(slot, &GREEDY).unwrap());
+        let mut run = |steps: usize| {
+            let (start, mut host) = (Instant::now(), 0.0);
+            for step in 0..steps {
+                let mut batch = Batch::new();
+                for slot in 0..rows as u32 {
+                    let first = slot * (MAX_LEN / BLOCK) as u32;
+                    let context_len = 129 + step;
+                    let blocks = (first..first + context_len.div_ceil(BLOCK) as u32).collect();
+                    push(&mut batch, slot, vec![TOKEN_FROM_SLOT], context_len, blocks);
+                }
+                batch.sampled_rows = (0..rows as u32).collect();
+                let submitted = Instant::now();
+                model.forward(&batch);
+                host += submitted.elapsed().as_secs_f64();
+                if step > 0 {
+                    model.gpu.collect().unwrap();
+                }
+            }
+            model.gpu.collect().unwrap();
+            (start.elapsed().as_secs_f64() / steps as f64, host / steps as f64)
+        };
+        run(8);
+        let (seconds, host) = run(NUM_STEPS);
+        let weights = 32 * 2 * HIDDEN * (6144 + 4096 + 3 * INTERMEDIATE) + 2 * VOCAB * HIDDEN;
+        let keys_and_values = rows * 192 * 32 * 2 * 8 * 128 * 2;
+        let share = (weights + keys_and_values) as f64 / seconds / BYTES_PER_SECOND * 100.0;
+        let (millis, rate) = (seconds * 1e3, rows as f64 / seconds);
+        println!("{rows} | {millis:.2} | {rate:.0} | {:.0} | {share:.0} %", host * 1e6);
+    }
+}

@@ -1,0 +1,183 @@
+// Rotates query and key heads in place (Su et al. 2021) and writes keys and values to the paged cache.
+//
+// qkv [tokens, (num_heads + 2 * num_kv_heads) * head_dim] of T: queries, keys, values. table [positions,
+// rotary_dim] of single precision: rotary_dim / 2 cosines, then as many sines. The cache's layer is
+// [block][key, value][kv_head][token in block][head_dim]. head_dim is a multiple of 8, rotary_dim even.
+//
+// One block per token; its threads stride over units, each of which is a run of LANES pairs to rotate or a
+// vector to copy. A unit of the half pairing is LANES elements and their partners rotary_dim / 2 further on; of
+// the interleaved pairing, 2 * LANES neighbours. LANES is 1 where rotary_dim does not divide into vectors.
+
+#include "common.cuh"
+#include "step.cuh"
+
+struct RopeParams {
+  const StepHeader *header;
+  const uint32_t *positions;
+  const uint32_t *cache_places;
+  const float *table;
+  void *qkv;
+  // The layer's part of the cache.
+  void *cache;
+  uint32_t num_heads;
+  uint32_t num_kv_heads;
+  uint32_t head_dim;
+  uint32_t rotary_dim;
+  uint32_t block_size;
+  uint32_t reserved;
+};
+static_assert(sizeof(RopeParams) == 72, "mirrored in rope.rs");
+
+template <typename T> struct TokenHeads {
+  T *qkv;
+  // Places of the token's first key head and first value head.
+  T *keys;
+  T *values;
+  uint64_t cache_head_stride;
+};
+
+template <typename T> __device__ inline TokenHeads<T> locate(const RopeParams &params, uint32_t token) {
+  const uint32_t place = params.cache_places[token];
+  const uint64_t block = place / params.block_size;
+  const uint64_t offset = place % params.block_size;
+  const uint64_t head_stride = static_cast<uint64_t>(params.block_size) * params.head_dim;
+  T *keys = static_cast<T *>(params.cache) + block * 2 * params.num_kv_heads * head_stride + offset * params.head_dim;
+  const uint64_t width = static_cast<uint64_t>(params.num_heads + 2 * params.num_kv_heads) * params.head_dim;
+  return {static_cast<T *>(params.qkv) + token * width, keys, keys + params.num_kv_heads * head_stride, head_stride};
+}
+
+template <int ELEMENTS, typename T> __device__ inline void load(const T *source, float (&values)[ELEMENTS]) {
+  if constexpr (ELEMENTS % 8 == 0) {
+#pragma unroll
+    for (int i = 0; i < ELEMENTS / 8; i++) {
+      float part[8];
+      unpack_vector<T>(reinterpret_cast<const uint4 *>(source)[i], part);
+#pragma unroll
+      for (int j = 0; j < 8; j++) {
+        values[8 * i + j] = part[j];
+      }
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < ELEMENTS; i++) {
+      values[i] = to_float(source[i]);
+    }
+  }
+}
+
+template <int ELEMENTS, typename T> __device__ inline void store(T *target, const float (&values)[ELEMENTS]) {
+  if constexpr (ELEMENTS % 8 == 0) {
+#pragma unroll
+    for (int i = 0; i < ELEMENTS / 8; i++) {
+      float part[8];
+#pragma unroll
+      for (int j = 0; j < 8; j++) {
+        part[j] = values[8 * i + j];
+      }
+      reinterpret_cast<uint4 *>(target)[i] = pack_vector<T>(part);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < ELEMENTS; i++) {
+      target[i] = from_float<T>(values[i]);
+    }
+  }
+}
+
+// Pairs `LANES * unit ..` of one head; `cached` is null for query heads.
+template <typename T, int LANES>
+__device__ inline void rotate_halves(T *head, T *cached, const float *angles, uint32_t half, uint32_t unit) {
+  float first[LANES];
+  float second[LANES];
+  load<LANES>(head + unit * LANES, first);
+  load<LANES>(head + half + unit * LANES, second);
+#pragma unroll
+  for (int i = 0; i < LANES; i++) {
+    const float cosine = angles[unit * LANES + i];
+    const float sine = angles[half + unit * LANES + i];
+    const float rotated = first[i] * cosine - second[i] * sine;
+    second[i] = second[i] * cosine + first[i] * sine;
+    first[i] = rotated;
+  }
+  store<LANES>(head + unit * LANES, first);
+  store<LANES>(head + half + unit * LANES, second);
+  if (cached != nullptr) {
+    store<LANES>(cached + unit * LANES, first);
+    store<LANES>(cached + half + unit * LANES, second);
+  }
+}
+
+template <typename T, int LANES>
+__device__ inline void rotate_neighbours(T *head, T *cached, const float *angles, uint32_t half, uint32_t unit) {
+  float values[2 * LANES];
+  load<2 * LANES>(head + unit * 2 * LANES, values);
+#pragma unroll
+  for (int i = 0; i < LANES; i++) {
+    const float cosine = angles[unit * LANES + i];
+    const float sine = angles[half + unit * LANES + i];
+    const float rotated = values[2 * i] * cosine - values[2 * i + 1] * sine;
+    values[2 * i + 1] = values[2 * i + 1] * cosine + values[2 * i] * sine;
+    values[2 * i] = rotated;
+  }
+  store<2 * LANES>(head + unit * 2 * LANES, values);
+  if (cached != nullptr) {
+    store<2 * LANES>(cached + unit * 2 * LANES, values);
+  }
+}
+
+template <typename T, int LANES, bool IS_INTERLEAVED>
+__device__ inline void rope_and_write_kv(const RopeParams &params) {
+  const uint32_t token = blockIdx.x;
+  if (token >= params.header->num_tokens) {
+    return;
+  }
+  const TokenHeads<T> heads = locate<T>(params, token);
+  const uint32_t half = params.rotary_dim / 2;
+  const float *angles = params.table + static_cast<uint64_t>(params.positions[token]) * params.rotary_dim;
+
+  const uint32_t units = half / LANES;
+  const uint32_t num_rotated = (params.num_heads + params.num_kv_heads) * units;
+  for (uint32_t index = threadIdx.x; index < num_rotated; index += blockDim.x) {
+    const uint32_t head = index / units;
+    const uint32_t unit = index % units;
+    T *elements = heads.qkv + head * params.head_dim;
+    T *cached =
+        head < params.num_heads ? nullptr : heads.keys + (head - params.num_heads) * heads.cache_head_stride;
+    if constexpr (IS_INTERLEAVED) {
+      rotate_neighbours<T, LANES>(elements, cached, angles, half, unit);
+    } else {
+      rotate_halves<T, LANES>(elements, cached, angles, half, unit);
+    }
+  }
+
+  // What is left of the keys, then the values.
+  constexpr int COPIED = LANES % 8 == 0 ? 8 : 2;
+  const uint32_t key_units = (params.head_dim - params.rotary_dim) / COPIED;
+  const uint32_t value_units = params.head_dim / COPIED;
+  const uint32_t num_copied = params.num_kv_heads * (key_units + value_units);
+  for (uint32_t index = threadIdx.x; index < num_copied; index += blockDim.x) {
+    const uint32_t head = index / (key_units + value_units);
+    const uint32_t unit = index % (key_units + value_units);
+    const bool is_key = unit < key_units;
+    const uint32_t element = is_key ? params.rotary_dim + unit * COPIED : (unit - key_units) * COPIED;
+    const uint32_t source_head = params.num_heads + (is_key ? 0 : params.num_kv_heads) + head;
+    T *target = (is_key ? heads.keys : heads.values) + head * heads.cache_head_stride + element;
+    float values[COPIED];
+    load<COPIED>(heads.qkv + source_head * params.head_dim + element, values);
+    store<COPIED>(target, values);
+  }
+}
+
+#define ROPE(NAME, T, LANES, IS_INTERLEAVED)                                                                     \
+  extern "C" __global__ void __launch_bounds__(256) NAME(const __grid_constant__ RopeParams params) {            \
+    rope_and_write_kv<T, LANES, IS_INTERLEAVED>(params);                                                         \
+  }
+
+ROPE(rope_half_bf16_8, __nv_bfloat16, 8, false)
+ROPE(rope_half_bf16_1, __nv_bfloat16, 1, false)
+ROPE(rope_half_f16_8, __half, 8, false)
+ROPE(rope_half_f16_1, __half, 1, false)
+ROPE(rope_interleaved_bf16_8, __nv_bfloat16, 8, true)
+ROPE(rope_interleaved_bf16_1, __nv_bfloat16, 1, true)
+ROPE(rope_interleaved_f16_8, __half, 8, true)
+ROPE(rope_interleaved_f16_1, __half, 1, true)

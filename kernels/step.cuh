@@ -1,0 +1,92 @@
+// The device's view of one step. The host packs every array into one buffer and copies it at once; launches
+// depend on the sizes of the arrays alone, so that a captured step can be replayed with other contents.
+
+#pragma once
+
+#include <cstdint>
+
+// In place of a token: the one that the row's slot sampled last.
+constexpr uint32_t TOKEN_FROM_SLOT = 0xffffffffu;
+
+struct StepHeader {
+  uint32_t num_rows;
+  uint32_t num_tokens;
+  uint32_t num_sampled;
+  uint32_t num_resets;
+  // Work lists of attention.
+  uint32_t num_decode_items;
+  uint32_t num_split_rows;
+  uint32_t num_prompt_tiles;
+  uint32_t reserved;
+};
+static_assert(sizeof(StepHeader) == 32, "mirrored in step.rs");
+
+// Keys `first_key..end_key` of one row whose only query token is its last.
+struct DecodeItem {
+  uint32_t row;
+  uint32_t first_key;
+  uint32_t end_key;
+  // Where the partial result goes, or NO_PARTIAL where the item covers all keys of its row.
+  uint32_t partial;
+};
+static_assert(sizeof(DecodeItem) == 16, "mirrored in step.rs");
+
+constexpr uint32_t NO_PARTIAL = 0xffffffffu;
+
+// A row whose keys are split over several items; its partial results are contiguous.
+struct SplitRow {
+  uint32_t row;
+  uint32_t first_partial;
+  uint32_t num_partials;
+  uint32_t reserved;
+};
+static_assert(sizeof(SplitRow) == 16, "mirrored in step.rs");
+
+// Query tokens from `first_token` of the row on, as many as fill a tile.
+struct PromptTile {
+  uint32_t row;
+  uint32_t first_token;
+};
+static_assert(sizeof(PromptTile) == 8, "mirrored in step.rs");
+
+// Sampling parameters and state of a slot.
+struct SlotState {
+  uint64_t seed;
+  float temperature;
+  uint32_t top_k;
+  float top_p;
+  // Smallest weight in fixed point that min-p keeps.
+  uint32_t min_p_weight;
+  // Alternatives to report, or NO_LOGPROBS.
+  uint32_t num_logprobs;
+  uint32_t num_outputs;
+  uint32_t last_token;
+  // 1: the host samples this slot's rows.
+  uint32_t is_host_sampled;
+};
+static_assert(sizeof(SlotState) == 40, "mirrored in step.rs");
+
+constexpr uint32_t NO_LOGPROBS = 0xffffffffu;
+
+struct SlotReset {
+  SlotState state;
+  uint32_t slot;
+  uint32_t reserved;
+};
+static_assert(sizeof(SlotReset) == 48, "mirrored in step.rs");
+
+// Arrays of the rows, as in the host's batch.
+struct StepArrays {
+  const StepHeader *header;
+  // [rows]
+  const uint32_t *slots;
+  // [rows + 1]
+  const uint32_t *query_starts;
+  // [rows]
+  const uint32_t *context_lens;
+  // [rows + 1]
+  const uint32_t *block_starts;
+  // [blocks of all rows]
+  const uint32_t *block_tables;
+};
+static_assert(sizeof(StepArrays) == 48, "mirrored in step.rs");

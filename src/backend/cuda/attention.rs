@@ -1,0 +1,164 @@
+//! Attention over the paged cache (`kernels/attention_decode.cu`, `kernels/attention_prompt.cu`).
+
+use std::f32::consts::LOG2_E;
+
+use super::batch::StepState;
+use super::driver::{DevicePtr, Gpu, Kernel, Launch, Params};
+use super::modules::{Modules, PerDType};
+use super::tensor::{Checker, KvCache, Tensor};
+use crate::backend::{AttentionShape, BackendResult};
+
+/// Head sizes that kernels are built for.
+pub(super) const HEAD_DIMS: [usize; 5] = [64, 80, 96, 128, 256];
+/// Query heads that a block of the decode kernel takes.
+const DECODE_HEADS: usize = 16;
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct AttentionParams {
+    arrays: super::batch::StepArrays,
+    decode_items: DevicePtr,
+    split_rows: DevicePtr,
+    prompt_tiles: DevicePtr,
+    qkv: DevicePtr,
+    cache: DevicePtr,
+    out: DevicePtr,
+    partial_sums: DevicePtr,
+    partial_stats: DevicePtr,
+    num_heads: u32,
+    num_kv_heads: u32,
+    block_size: u32,
+    scale_log2: f32,
+}
+
+const _: () = assert!(size_of::<AttentionParams>() == 128);
+
+// SAFETY: `repr(C)`, mirrors AttentionParams in attention.cuh.
+unsafe impl Params for AttentionParams {}
+
+/// Arguments of one call.
+pub(super) struct AttentionCall<'a> {
+    pub(super) qkv: &'a Tensor,
+    pub(super) shape: &'a AttentionShape,
+    pub(super) cache: &'a KvCache,
+    pub(super) layer: usize,
+    pub(super) out: &'a mut Tensor,
+    /// Memory for partial results: address and bytes.
+    pub(super) scratch: (DevicePtr, u64),
+}
+
+/// The kernels of one head size and the launch parameters that they are built with.
+struct HeadKernels {
+    head_dim: usize,
+    decode: PerDType<Kernel<AttentionParams>>,
+    combine: PerDType<Kernel<AttentionParams>>,
+    prompt: PerDType<Kernel<AttentionParams>>,
+    decode_threads: u32,
+    decode_shared_bytes: u32,
+    prompt_shared_bytes: u32,
+}
+
+const PROMPT_THREADS: u32 = 128;
+
+impl HeadKernels {
+    fn new(gpu: &Gpu, modules: &Modules, head_dim: usize) -> BackendResult<HeadKernels> {
+        // These mirror DecodeShape and PromptShape: a shared row carries one more vector against bank conflicts.
+        let row_bytes = 2 * (head_dim + 8);
+        let warps = if head_dim > 128 { 2 } else { 4 };
+        let stages = match head_dim {
+            ..=64 => 4,
+            65..=96 => 3,
+            _ => 2,
+        };
+        let keys = if head_dim > 128 { 32 } else { 64 };
+        let decode_shared_bytes = (warps * stages * 2 * 16 * row_bytes) as u32;
+        let prompt_shared_bytes = ((64 + 2 * 2 * keys) * row_bytes) as u32;
+        let kernels = |file: &str, name: &str, shared_bytes: u32| {
+            PerDType::try_new(|dtype| {
+                let kernel = modules.kernel(gpu, file, &format!("attention_{name}_{dtype}_{head_dim}"))?;
+                kernel.allow_shared_bytes(gpu, shared_bytes)?;
+                Ok(kernel)
+            })
+        };
+        Ok(HeadKernels {
+            head_dim,
+            decode: kernels("attention_decode", "decode", decode_shared_bytes)?,
+            combine: kernels("attention_decode", "combine", 0)?,
+            prompt: kernels("attention_prompt", "prompt", prompt_shared_bytes)?,
+            decode_threads: (warps * 32) as u32,
+            decode_shared_bytes,
+            prompt_shared_bytes,
+        })
+    }
+}
+
+pub(super) struct Attention {
+    heads: Vec<HeadKernels>,
+}
+
+impl Attention {
+    pub(super) fn new(gpu: &Gpu, modules: &Modules) -> BackendResult<Attention> {
+        let heads = HEAD_DIMS.iter().map(|&head_dim| HeadKernels::new(gpu, modules, head_dim));
+        Ok(Attention { heads: heads.collect::<BackendResult<_>>()? })
+    }
+
+    /// See [`crate::backend::Backend::attention`].
+    pub(super) fn run(
+        &self,
+        gpu: &Gpu,
+        check: Checker,
+        step: &StepState,
+        call: AttentionCall<'_>,
+    ) -> BackendResult<()> {
+        let AttentionCall { qkv, shape, cache, layer, out, scratch } = call;
+        check.cache(cache, layer, shape)?;
+        let layout = *cache.layout();
+        step.batch.check_cache(check, &layout)?;
+        let num_tokens = step.batch.num_tokens;
+        check.tensor("qkv", qkv, layout.dtype, num_tokens, shape.qkv_width())?;
+        check.tensor("out", out, layout.dtype, num_tokens, shape.num_heads * shape.head_dim)?;
+        let Some(kernels) = self.heads.iter().find(|kernels| kernels.head_dim == shape.head_dim) else {
+            return check.fail(format!("heads of {}; kernels are built for {HEAD_DIMS:?}", shape.head_dim));
+        };
+        let plan = &step.batch.plan;
+        // The places do not depend on the batch, only on the largest number of partial results.
+        let num_stats = step.max_partials() as u64 * shape.num_heads as u64;
+        let (stats_bytes, sums_bytes) = (num_stats * 8, num_stats * shape.head_dim as u64 * 4);
+        check.require(stats_bytes + sums_bytes <= scratch.1, || {
+            format!("partial results of {shape:?} exceed the workspace of {} bytes", scratch.1)
+        })?;
+        let params = AttentionParams {
+            arrays: step.arrays,
+            decode_items: step.decode_items,
+            split_rows: step.split_rows,
+            prompt_tiles: step.prompt_tiles,
+            qkv: qkv.data,
+            cache: cache.layer(layer),
+            out: out.data,
+            partial_sums: scratch.0 + stats_bytes,
+            partial_stats: scratch.0,
+            num_heads: shape.num_heads as u32,
+            num_kv_heads: shape.num_kv_heads as u32,
+            block_size: layout.block_size as u32,
+            scale_log2: shape.scale * LOG2_E,
+        };
+        let group = shape.num_heads / shape.num_kv_heads;
+        let (items, splits, tiles) =
+            (plan.decode_items.len(), plan.split_rows.len(), plan.prompt_tiles.len());
+        let prompt = Launch {
+            grid: [tiles as u32, shape.num_heads as u32, 1],
+            threads: PROMPT_THREADS,
+            shared_bytes: kernels.prompt_shared_bytes,
+        };
+        gpu.launch(check.operation, kernels.prompt.get(layout.dtype), prompt, &params)?;
+        let decode = Launch {
+            grid: [items as u32, shape.num_kv_heads as u32, group.div_ceil(DECODE_HEADS) as u32],
+            threads: kernels.decode_threads,
+            shared_bytes: kernels.decode_shared_bytes,
+        };
+        gpu.launch(check.operation, kernels.decode.get(layout.dtype), decode, &params)?;
+        let grid = [splits as u32, shape.num_heads as u32, 1];
+        let combine = Launch { grid, threads: shape.head_dim as u32, shared_bytes: 0 };
+        gpu.launch(check.operation, kernels.combine.get(layout.dtype), combine, &params)
+    }
+}

@@ -1,0 +1,342 @@
+//! The driver API as the backend uses it: one device, one stream, every call checked.
+
+use std::cell::Cell;
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::marker::PhantomData;
+use std::ptr;
+
+use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
+
+use crate::backend::{BackendError, BackendResult};
+use crate::error::{Error, Result, Status};
+
+/// Address in the device's memory.
+pub(super) type DevicePtr = sys::CUdeviceptr;
+
+/// Oldest driver that runs this build's CUDA version, 13.0.
+const MIN_DRIVER_VERSION: c_int = 13_000;
+
+/// A device's primary context, which a host that uses CUDA itself shares, and a stream of our own in it.
+pub(super) struct Gpu {
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    num_multiprocessors: u32,
+    /// Set by the first sticky error; every later call fails at once.
+    is_lost: Cell<bool>,
+}
+
+// SAFETY: driver handles may be used from any thread; `Gpu` is owned by one backend, which is used by one thread
+// at a time and binds the context to it.
+unsafe impl Send for Gpu {}
+
+impl Gpu {
+    /// Opens device `ordinal` with a stream of the highest priority that the device offers.
+    pub(super) fn open(ordinal: u32) -> Result<Gpu> {
+        let unavailable = |message: String| Error::new(Status::DeviceUnavailable, message);
+        // SAFETY: looks for the library by name and closes it again.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(unavailable("the NVIDIA driver (libcuda) is not installed".to_owned()));
+        }
+        let check = |what: &str, result: CUresult| match result {
+            CUresult::CUDA_SUCCESS => Ok(()),
+            error => Err(unavailable(format!("CUDA device {ordinal}: {what}: {}", describe(error)))),
+        };
+        let (mut version, mut count, mut device) = (0, 0, 0);
+        // SAFETY: all pointers are to locals that outlive the calls.
+        unsafe {
+            check("initialising the driver", sys::cuInit(0))?;
+            check("reading the driver's version", sys::cuDriverGetVersion(&mut version))?;
+            check("counting devices", sys::cuDeviceGetCount(&mut count))?;
+        }
+        if version < MIN_DRIVER_VERSION {
+            return Err(unavailable(format!(
+                "the NVIDIA driver supports CUDA {}.{}, but 13.0 is needed: install driver 580 or newer",
+                version / 1000,
+                version % 1000 / 10
+            )));
+        }
+        let index = c_int::try_from(ordinal).ok().filter(|&index| index < count);
+        let index = index.ok_or_else(|| {
+            unavailable(format!("there is no CUDA device {ordinal}; the driver sees {count}"))
+        })?;
+        let (mut context, mut stream) = (ptr::null_mut(), ptr::null_mut());
+        // SAFETY: all pointers are to locals; the context is retained before it is used.
+        unsafe {
+            check("opening", sys::cuDeviceGet(&mut device, index))?;
+            check("creating a context", sys::cuDevicePrimaryCtxRetain(&mut context, device))?;
+        }
+        // From here on `Drop` releases what exists.
+        let mut gpu = Gpu { device, context, stream, num_multiprocessors: 0, is_lost: Cell::new(false) };
+        let (mut least, mut greatest, mut multiprocessors) = (0, 0, 0);
+        // SAFETY: as above; the stream belongs to the context that is made current.
+        unsafe {
+            check("entering its context", sys::cuCtxSetCurrent(context))?;
+            check("reading priorities", sys::cuCtxGetStreamPriorityRange(&mut least, &mut greatest))?;
+            let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+            check("creating a stream", sys::cuStreamCreateWithPriority(&mut stream, flags, greatest))?;
+            let attribute = Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+            check("reading its size", sys::cuDeviceGetAttribute(&mut multiprocessors, attribute, device))?;
+        }
+        gpu.stream = stream;
+        gpu.num_multiprocessors = u32::try_from(multiprocessors).unwrap_or(1);
+        Ok(gpu)
+    }
+
+    pub(super) fn num_multiprocessors(&self) -> u32 {
+        self.num_multiprocessors
+    }
+
+    pub(super) fn stream(&self) -> sys::CUstream {
+        self.stream
+    }
+
+    /// The device's name, as the driver gives it.
+    pub(super) fn name(&self) -> String {
+        let mut name = [0 as c_char; 128];
+        // SAFETY: the driver writes at most the given number of bytes, the last of them 0.
+        let result = unsafe { sys::cuDeviceGetName(name.as_mut_ptr(), name.len() as c_int, self.device) };
+        if result != CUresult::CUDA_SUCCESS {
+            return "unnamed device".to_owned();
+        }
+        // SAFETY: the driver has written a terminated string.
+        unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned()
+    }
+
+    /// Free and total bytes of the device's memory.
+    pub(super) fn memory_info(&self) -> BackendResult<(u64, u64)> {
+        self.bind()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: both pointers are to locals.
+        self.check("memory_info", unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) })?;
+        Ok((free as u64, total as u64))
+    }
+
+    /// Makes the context current in the calling thread; fails at once where the device is lost.
+    pub(super) fn bind(&self) -> BackendResult<()> {
+        if self.is_lost.get() {
+            return Err(lost("bind", "it was lost before".to_owned()));
+        }
+        // SAFETY: the context is retained as long as `self` lives.
+        self.check("bind", unsafe { sys::cuCtxSetCurrent(self.context) })
+    }
+
+    /// Turns a result into an error of `operation`; sticky ones lose the device.
+    pub(super) fn check(&self, operation: &'static str, result: CUresult) -> BackendResult<()> {
+        match result {
+            CUresult::CUDA_SUCCESS => Ok(()),
+            // These leave the context usable: the arguments of the call are at fault.
+            CUresult::CUDA_ERROR_INVALID_VALUE
+            | CUresult::CUDA_ERROR_INVALID_HANDLE
+            | CUresult::CUDA_ERROR_NOT_SUPPORTED
+            | CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES
+            | CUresult::CUDA_ERROR_INVALID_IMAGE
+            | CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
+            | CUresult::CUDA_ERROR_NOT_FOUND
+                if !self.is_lost.get() =>
+            {
+                Err(BackendError::InvalidArgument { operation, message: describe(result) })
+            }
+            error => {
+                self.is_lost.set(true);
+                Err(lost(operation, describe(error)))
+            }
+        }
+    }
+
+    /// Launches `kernel` on the stream; a grid without blocks is no launch.
+    pub(super) fn launch<P: Params>(
+        &self,
+        operation: &'static str,
+        kernel: &Kernel<P>,
+        shape: Launch,
+        params: &P,
+    ) -> BackendResult<()> {
+        let [x, y, z] = shape.grid;
+        if x == 0 || y == 0 || z == 0 {
+            return Ok(());
+        }
+        let mut arguments = [ptr::from_ref(params).cast_mut().cast::<c_void>()];
+        // SAFETY: the kernel takes one parameter, a struct whose layout `P` mirrors (`Params`), and the driver
+        // copies it before it returns. What the struct points to was checked by the launcher.
+        let result = unsafe {
+            sys::cuLaunchKernel(
+                kernel.function,
+                x,
+                y,
+                z,
+                shape.threads,
+                1,
+                1,
+                shape.shared_bytes,
+                self.stream,
+                arguments.as_mut_ptr(),
+                ptr::null_mut(),
+            )
+        };
+        self.check(operation, result)
+    }
+
+    /// Copies `bytes` bytes from pinned memory, in stream order.
+    ///
+    /// # Safety
+    /// `source` is page-locked and stays unchanged until an event recorded later has passed; `target` has room.
+    pub(super) unsafe fn upload(
+        &self,
+        target: DevicePtr,
+        source: *const u8,
+        bytes: usize,
+    ) -> BackendResult<()> {
+        // SAFETY: the caller's promise.
+        self.check("upload", unsafe { sys::cuMemcpyHtoDAsync_v2(target, source.cast(), bytes, self.stream) })
+    }
+
+    /// Copies `bytes` bytes to pinned memory, in stream order.
+    ///
+    /// # Safety
+    /// `target` is page-locked, has room, and is not read before an event recorded later has passed.
+    pub(super) unsafe fn download(
+        &self,
+        target: *mut u8,
+        source: DevicePtr,
+        bytes: usize,
+    ) -> BackendResult<()> {
+        // SAFETY: the caller's promise.
+        self.check("download", unsafe {
+            sys::cuMemcpyDtoHAsync_v2(target.cast(), source, bytes, self.stream)
+        })
+    }
+
+    /// Sets memory to a byte, in stream order.
+    pub(super) fn fill(&self, target: DevicePtr, byte: u8, bytes: u64) -> BackendResult<()> {
+        // SAFETY: callers pass allocations of this device; the driver checks the range.
+        self.check("fill", unsafe { sys::cuMemsetD8Async(target, byte, bytes as usize, self.stream) })
+    }
+
+    /// Waits for everything on the stream.
+    pub(super) fn synchronize(&self) -> BackendResult<()> {
+        // SAFETY: the stream lives as long as `self`.
+        self.check("synchronize", unsafe { sys::cuStreamSynchronize(self.stream) })
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        // Errors are left alone: a lost device fails every call, and nothing can be done about it here.
+        // SAFETY: nothing of the stream or the context is used after this.
+        unsafe {
+            let _ = sys::cuCtxSetCurrent(self.context);
+            if !self.stream.is_null() {
+                let _ = sys::cuStreamDestroy_v2(self.stream);
+            }
+            let _ = sys::cuDevicePrimaryCtxRelease_v2(self.device);
+        }
+    }
+}
+
+/// Parameters of a kernel.
+///
+/// # Safety
+/// The type is `repr(C)` and has the layout of the kernel's parameter struct; both sides assert its size.
+pub(super) unsafe trait Params {}
+
+/// A kernel of a loaded module, which outlives it.
+pub(super) struct Kernel<P> {
+    pub(super) function: sys::CUfunction,
+    pub(super) params: PhantomData<fn(&P)>,
+}
+
+// SAFETY: function handles may be used from any thread.
+unsafe impl<P> Send for Kernel<P> {}
+
+impl<P> Kernel<P> {
+    /// Lets the kernel use more dynamic shared memory than the 48 KiB that every kernel may.
+    pub(super) fn allow_shared_bytes(&self, gpu: &Gpu, bytes: u32) -> BackendResult<()> {
+        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: the function's module is loaded.
+        let result = unsafe { sys::cuFuncSetAttribute(self.function, attribute, bytes as c_int) };
+        gpu.check("allow_shared_bytes", result)
+    }
+}
+
+/// Geometry of a launch.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Launch {
+    pub(super) grid: [u32; 3],
+    pub(super) threads: u32,
+    pub(super) shared_bytes: u32,
+}
+
+impl Launch {
+    /// `blocks` blocks in a row, without dynamic shared memory.
+    pub(super) fn new(blocks: u32, threads: u32) -> Launch {
+        Launch { grid: [blocks, 1, 1], threads, shared_bytes: 0 }
+    }
+}
+
+/// A point in the stream.
+pub(super) struct Event {
+    event: sys::CUevent,
+}
+
+// SAFETY: event handles may be used from any thread.
+unsafe impl Send for Event {}
+
+impl Event {
+    /// An event that measures time only where `is_timed`.
+    pub(super) fn new(gpu: &Gpu, is_timed: bool) -> BackendResult<Event> {
+        let flags = match is_timed {
+            true => sys::CUevent_flags::CU_EVENT_DEFAULT,
+            false => sys::CUevent_flags::CU_EVENT_DISABLE_TIMING,
+        };
+        let mut event = ptr::null_mut();
+        // SAFETY: the pointer is to a local.
+        gpu.check("create_event", unsafe { sys::cuEventCreate(&mut event, flags as u32) })?;
+        Ok(Event { event })
+    }
+
+    /// Records everything on the stream so far.
+    pub(super) fn record(&self, gpu: &Gpu) -> BackendResult<()> {
+        // SAFETY: event and stream live, in one context.
+        gpu.check("record", unsafe { sys::cuEventRecord(self.event, gpu.stream) })
+    }
+
+    /// Waits until the device has come by; an event that was never recorded has passed.
+    pub(super) fn wait(&self, operation: &'static str, gpu: &Gpu) -> BackendResult<()> {
+        // SAFETY: the event lives.
+        gpu.check(operation, unsafe { sys::cuEventSynchronize(self.event) })
+    }
+
+    /// Milliseconds from `start` to this event, both passed.
+    pub(super) fn milliseconds_since(&self, gpu: &Gpu, start: &Event) -> BackendResult<f32> {
+        let mut milliseconds = 0.0;
+        // SAFETY: both events live and the pointer is to a local.
+        let result = unsafe { sys::cuEventElapsedTime_v2(&mut milliseconds, start.event, self.event) };
+        gpu.check("measure", result)?;
+        Ok(milliseconds)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: nothing uses the event any more; an error of a lost device changes nothing.
+        let _ = unsafe { sys::cuEventDestroy_v2(self.event) };
+    }
+}
+
+fn lost(operation: &'static str, message: String) -> BackendError {
+    BackendError::DeviceLost { operation, message }
+}
+
+/// The driver's words for an error.
+pub(super) fn describe(error: CUresult) -> String {
+    let mut text = ptr::null();
+    // SAFETY: the pointer is to a local; the driver points it at a constant string, or at nothing for an
+    // error that it does not know.
+    unsafe {
+        if sys::cuGetErrorString(error, &mut text) == CUresult::CUDA_SUCCESS && !text.is_null() {
+            return format!("{} ({error:?})", CStr::from_ptr(text).to_string_lossy());
+        }
+    }
+    format!("{error:?}")
+}

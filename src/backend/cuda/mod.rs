@@ -1,0 +1,465 @@
+//! The CUDA backend: own kernels and cuBLASLt on one device and one stream.
+//!
+//! Operations queue work and return; only `collect`, `read_rows` and the slow path of sampling wait for the
+//! device. All memory is reserved before the first step. Everything that varies from step to step lies in device
+//! arrays at fixed places (`batch.rs`), and a token that was sampled stays on the device for the next step.
+//!
+//! Weights, activations and the cache are BF16 or F16, sums single precision; norms' weights are F32. A device
+//! error loses the backend: every later call fails at once with [`BackendError::DeviceLost`].
+
+mod activation;
+mod attention;
+mod batch;
+mod cublas;
+mod driver;
+mod embed;
+mod linear;
+mod memory;
+mod modules;
+mod norm;
+mod plan;
+mod rope;
+mod sample;
+mod tensor;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+pub use tensor::{KvCache, Tensor};
+
+use self::activation::GatedActivation;
+use self::attention::{Attention, AttentionCall};
+use self::batch::StepState;
+use self::cublas::{CublasLt, Operands, ProductShape};
+use self::driver::{DevicePtr, Event, Gpu};
+use self::embed::Embed;
+use self::linear::Linear;
+use self::memory::{Arena, Pinned};
+use self::modules::Modules;
+use self::norm::{AddRmsNorm, Norm};
+use self::rope::{Rope, RopeAndWriteKv};
+use self::sample::Sampler;
+use self::tensor::{Checker, to_u32};
+use super::{
+    Activation, AttentionShape, Backend, BackendError, BackendLimits, BackendResult, Batch, DType, KvLayout,
+    RopePairing, Sampled, SlotState,
+};
+use crate::error::{Error, Result, Status};
+
+/// Memory that operations share: partial results of attention, or gathered rows for the logits.
+const SCRATCH_BYTES: u64 = 32 << 20;
+/// Pinned memory through which weights are written, in two halves: one is copied while the other is filled.
+const STAGING_BYTES: usize = 8 << 20;
+/// Keys of a block that kernels load together; block sizes are multiples of it.
+const BLOCK_SIZE_MULTIPLE: usize = 16;
+
+/// One device, and everything on it.
+pub struct Cuda {
+    // Fields are dropped in this order: the device last.
+    state: Option<Reserved>,
+    staging: Staging,
+    kernels: Kernels,
+    modules: Modules,
+    arena: Arena,
+    kv_layout: Option<KvLayout>,
+    id: u64,
+    gpu: Gpu,
+}
+
+/// What [`Backend::reserve`] makes.
+struct Reserved {
+    step: StepState,
+    sampler: Sampler,
+    scratch: DevicePtr,
+}
+
+struct Kernels {
+    embed: Embed,
+    norm: Norm,
+    rope: Rope,
+    attention: Attention,
+    activation: GatedActivation,
+    linear: Linear,
+}
+
+impl Kernels {
+    fn new(gpu: &Gpu, modules: &Modules, cublas: CublasLt) -> BackendResult<Kernels> {
+        Ok(Kernels {
+            embed: Embed::new(gpu, modules)?,
+            norm: Norm::new(gpu, modules)?,
+            rope: Rope::new(gpu, modules)?,
+            attention: Attention::new(gpu, modules)?,
+            activation: GatedActivation::new(gpu, modules)?,
+            linear: Linear::new(gpu, modules, cublas)?,
+        })
+    }
+}
+
+impl Cuda {
+    /// Opens device `ordinal`, in the driver's order, and resolves every kernel.
+    pub fn new(ordinal: u32) -> Result<Cuda> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+        let gpu = Gpu::open(ordinal)?;
+        let cublas = CublasLt::open()?;
+        let fail = |error: BackendError| {
+            Error::new(Status::DeviceUnavailable, format!("CUDA device {ordinal} ({}): {error}", gpu.name()))
+        };
+        let modules = Modules::load(&gpu).map_err(fail)?;
+        let kernels = Kernels::new(&gpu, &modules, cublas).map_err(fail)?;
+        let staging = Staging::new(&gpu).map_err(fail)?;
+        Ok(Cuda {
+            state: None,
+            staging,
+            kernels,
+            modules,
+            arena: Arena::default(),
+            kv_layout: None,
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            gpu,
+        })
+    }
+
+    /// The device's name.
+    pub fn device_name(&self) -> String {
+        self.gpu.name()
+    }
+
+    /// Free and total bytes of the device's memory.
+    pub fn memory_info(&self) -> BackendResult<(u64, u64)> {
+        self.gpu.memory_info()
+    }
+
+    /// Bytes that the backend has taken from the device.
+    pub fn allocated_bytes(&self) -> u64 {
+        self.arena.total_bytes()
+    }
+
+    fn checker(&self, operation: &'static str) -> Checker {
+        Checker { operation, backend_id: self.id }
+    }
+
+    /// Checks of `operation`, and what was reserved.
+    fn reserved(
+        &mut self,
+        operation: &'static str,
+    ) -> BackendResult<(Checker, &Gpu, &mut Reserved, &mut Kernels)> {
+        let check = self.checker(operation);
+        match &mut self.state {
+            Some(state) => Ok((check, &self.gpu, state, &mut self.kernels)),
+            None => check.fail("nothing was reserved".to_owned()),
+        }
+    }
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        // Waits for the stream first, so that pinned memory, kernels and events can go.
+        self.arena.free(&self.gpu);
+        self.modules.unload();
+    }
+}
+
+impl Backend for Cuda {
+    type Tensor = Tensor;
+    type KvCache = KvCache;
+
+    fn activation_dtype(&self, weights: DType) -> DType {
+        weights
+    }
+
+    fn workspace_bytes(&self, limits: &BackendLimits) -> u64 {
+        let num_multiprocessors = self.gpu.num_multiprocessors() as usize;
+        StepState::device_bytes(limits, num_multiprocessors)
+            + Sampler::device_bytes(limits)
+            + SCRATCH_BYTES
+            + cublas::WORKSPACE_BYTES
+    }
+
+    fn available_bytes(&self) -> Option<u64> {
+        self.gpu.memory_info().ok().map(|(free, _)| free)
+    }
+
+    fn reserve(&mut self, limits: &BackendLimits) -> BackendResult<()> {
+        let check = self.checker("reserve");
+        for size in [limits.max_tokens, limits.max_slots, limits.vocab_size] {
+            check.require(size > 0, || format!("{limits:?} has a size of 0"))?;
+            to_u32("reserve", size)?;
+        }
+        self.gpu.bind()?;
+        let Self { gpu, modules, arena, kv_layout, .. } = self;
+        let step = StepState::new(gpu, modules, arena, limits, *kv_layout)?;
+        let sampler = Sampler::new(gpu, modules, arena, limits)?;
+        let scratch = arena.alloc(gpu, SCRATCH_BYTES, "workspace")?;
+        let workspace = arena.alloc(gpu, cublas::WORKSPACE_BYTES, "workspace of cuBLASLt")?;
+        self.kernels.linear.cublas.set_workspace(workspace);
+        self.state = Some(Reserved { step, sampler, scratch });
+        Ok(())
+    }
+
+    fn alloc(&mut self, dtype: DType, rows: usize, columns: usize) -> BackendResult<Tensor> {
+        let what = format!("tensor [{rows}, {columns}] of {dtype:?}");
+        let bytes = (rows as u64)
+            .checked_mul(columns as u64)
+            .and_then(|elements| elements.checked_mul(dtype.size_bytes() as u64));
+        let bytes = bytes.ok_or_else(|| BackendError::OutOfMemory { what: what.clone(), bytes: u64::MAX })?;
+        self.gpu.bind()?;
+        let data = self.arena.alloc(&self.gpu, bytes, &what)?;
+        self.gpu.fill(data, 0, bytes)?;
+        Ok(Tensor::new(data, self.id, dtype, rows, columns))
+    }
+
+    fn write_rows(&mut self, tensor: &mut Tensor, first_row: usize, bytes: &[u8]) -> BackendResult<()> {
+        let check = self.checker("write_rows");
+        let row_bytes = tensor.row_bytes();
+        check.require(row_bytes > 0 && bytes.len().is_multiple_of(row_bytes), || {
+            format!("{} bytes are no whole rows of {row_bytes} bytes", bytes.len())
+        })?;
+        let num_rows = bytes.len() / row_bytes;
+        let is_inside = first_row.checked_add(num_rows).is_some_and(|end| end <= tensor.rows());
+        check.require(is_inside, || {
+            format!("{num_rows} rows from row {first_row} on leave a tensor of {} rows", tensor.rows())
+        })?;
+        check.tensor("tensor", tensor, tensor.dtype(), 0, tensor.columns())?;
+        self.staging.write(&self.gpu, tensor.row(first_row), bytes)
+    }
+
+    fn read_rows(&mut self, tensor: &Tensor, rows: usize) -> BackendResult<Vec<f32>> {
+        let check = self.checker("read_rows");
+        check.tensor("tensor", tensor, tensor.dtype(), rows, tensor.columns())?;
+        let num_elements = rows * tensor.columns();
+        let out_of_memory =
+            || BackendError::OutOfMemory { what: "rows to read".to_owned(), bytes: num_elements as u64 * 4 };
+        let mut values = Vec::new();
+        values.try_reserve_exact(num_elements).map_err(|_| out_of_memory())?;
+        let size_bytes = tensor.dtype().size_bytes();
+        self.staging.read(&self.gpu, tensor.data, num_elements * size_bytes, |bytes| {
+            match tensor.dtype() {
+                DType::F32 => values.extend_from_slice(bytemuck::cast_slice::<u8, f32>(bytes)),
+                DType::F16 => {
+                    values.extend(bytemuck::cast_slice::<u8, half::f16>(bytes).iter().map(|v| v.to_f32()))
+                }
+                DType::Bf16 => {
+                    values.extend(bytemuck::cast_slice::<u8, half::bf16>(bytes).iter().map(|v| v.to_f32()))
+                }
+            }
+        })?;
+        Ok(values)
+    }
+
+    fn alloc_kv_cache(&mut self, layout: &KvLayout) -> BackendResult<KvCache> {
+        let check = self.checker("alloc_kv_cache");
+        let sizes =
+            [layout.num_layers, layout.num_blocks, layout.num_kv_heads, layout.block_size, layout.head_dim];
+        check.require(!sizes.contains(&0), || format!("{layout:?} has a size of 0"))?;
+        check.require(layout.block_size.is_multiple_of(BLOCK_SIZE_MULTIPLE), || {
+            format!(
+                "blocks of {} tokens; they must be a multiple of {BLOCK_SIZE_MULTIPLE}",
+                layout.block_size
+            )
+        })?;
+        check.require(layout.dtype != DType::F32 && attention::HEAD_DIMS.contains(&layout.head_dim), || {
+            format!(
+                "a cache of {:?} with heads of {}; the CUDA backend takes BF16 and F16, and heads of {:?}",
+                layout.dtype,
+                layout.head_dim,
+                attention::HEAD_DIMS
+            )
+        })?;
+        // A token's place in a layer has 32 bits on the device.
+        to_u32("alloc_kv_cache", layout.num_blocks.saturating_mul(layout.block_size))?;
+        check.require(self.state.is_none(), || "the cache must be allocated before `reserve`".to_owned())?;
+        let bytes = layout.block_bytes().and_then(|bytes| bytes.checked_mul(layout.num_blocks as u64));
+        let bytes = bytes
+            .ok_or_else(|| BackendError::OutOfMemory { what: "KV cache".to_owned(), bytes: u64::MAX })?;
+        self.gpu.bind()?;
+        let data = self.arena.alloc(&self.gpu, bytes, "KV cache")?;
+        self.gpu.fill(data, 0, bytes)?;
+        self.kv_layout = Some(*layout);
+        Ok(KvCache::new(data, self.id, *layout))
+    }
+
+    fn reset_slot(&mut self, slot: u32, state: &SlotState) -> BackendResult<()> {
+        let (check, _, reserved, _) = self.reserved("reset_slot")?;
+        let device_slot = reserved.sampler.reset_slot(check, slot, state)?;
+        reserved.step.reset_slot(slot, device_slot);
+        Ok(())
+    }
+
+    fn load_batch(&mut self, batch: &Batch) -> BackendResult<()> {
+        let (check, gpu, reserved, _) = self.reserved("load_batch")?;
+        gpu.bind()?;
+        reserved.step.load(gpu, check, batch)
+    }
+
+    fn embed(&mut self, table: &Tensor, out: &mut Tensor) -> BackendResult<()> {
+        let (check, gpu, reserved, kernels) = self.reserved("embed")?;
+        kernels.embed.embed(gpu, check, &reserved.step, table, out)
+    }
+
+    fn add_rms_norm(
+        &mut self,
+        residual: &mut Tensor,
+        delta: Option<&Tensor>,
+        weight: &Tensor,
+        epsilon: f32,
+        out: &mut Tensor,
+        rows: usize,
+    ) -> BackendResult<()> {
+        let arguments = AddRmsNorm { residual, delta, weight, epsilon, out, rows };
+        self.kernels.norm.run(&self.gpu, self.checker("add_rms_norm"), arguments)
+    }
+
+    fn linear(
+        &mut self,
+        input: &Tensor,
+        weight: &Tensor,
+        out: &mut Tensor,
+        rows: usize,
+    ) -> BackendResult<()> {
+        let check = self.checker("linear");
+        check.vectors("weight", weight)?;
+        check.tensor("weight", weight, weight.dtype(), 0, weight.columns())?;
+        check.tensor("input", input, weight.dtype(), rows, weight.columns())?;
+        check.tensor("out", out, weight.dtype(), rows, weight.rows())?;
+        let shape = ProductShape {
+            rows,
+            out_features: weight.rows(),
+            in_features: weight.columns(),
+            dtype: weight.dtype(),
+            out_dtype: out.dtype(),
+        };
+        let operands = Operands { input: input.data, weight: weight.data, out: out.data };
+        self.kernels.linear.run(&self.gpu, check, shape, operands)
+    }
+
+    fn rope_and_write_kv(
+        &mut self,
+        qkv: &mut Tensor,
+        table: &Tensor,
+        pairing: RopePairing,
+        shape: &AttentionShape,
+        cache: &mut KvCache,
+        layer: usize,
+    ) -> BackendResult<()> {
+        let (check, gpu, reserved, kernels) = self.reserved("rope_and_write_kv")?;
+        let arguments = RopeAndWriteKv { qkv, table, pairing, shape, cache, layer };
+        kernels.rope.run(gpu, check, &reserved.step, arguments)
+    }
+
+    fn attention(
+        &mut self,
+        qkv: &Tensor,
+        shape: &AttentionShape,
+        cache: &KvCache,
+        layer: usize,
+        out: &mut Tensor,
+    ) -> BackendResult<()> {
+        let (check, gpu, reserved, kernels) = self.reserved("attention")?;
+        let scratch = (reserved.scratch, SCRATCH_BYTES);
+        let call = AttentionCall { qkv, shape, cache, layer, out, scratch };
+        kernels.attention.run(gpu, check, &reserved.step, call)
+    }
+
+    fn gated_activation(
+        &mut self,
+        gate_up: &Tensor,
+        activation: Activation,
+        out: &mut Tensor,
+        rows: usize,
+    ) -> BackendResult<()> {
+        let check = self.checker("gated_activation");
+        self.kernels.activation.run(&self.gpu, check, activation, (gate_up, out), rows)
+    }
+
+    fn logits(&mut self, hidden: &Tensor, head: &Tensor, out: &mut Tensor) -> BackendResult<()> {
+        let (check, gpu, reserved, kernels) = self.reserved("logits")?;
+        let batch = &reserved.step.batch;
+        let num_sampled = batch.sampled_slots.len();
+        check.vectors("head", head)?;
+        check.tensor("head", head, hidden.dtype(), 0, hidden.columns())?;
+        check.tensor("hidden", hidden, head.dtype(), batch.num_tokens, head.columns())?;
+        check.tensor("out", out, DType::F32, num_sampled, head.rows())?;
+        let shape = |rows: usize| ProductShape {
+            rows,
+            out_features: head.rows(),
+            in_features: head.columns(),
+            dtype: head.dtype(),
+            out_dtype: DType::F32,
+        };
+        if batch.is_all_sampled {
+            let operands = Operands { input: hidden.data, weight: head.data, out: out.data };
+            return kernels.linear.run(gpu, check, shape(num_sampled), operands);
+        }
+        let rows_max = SCRATCH_BYTES as usize / hidden.row_bytes();
+        check.require(rows_max > 0, || format!("a row of {} is too wide", hidden.columns()))?;
+        for first in (0..num_sampled).step_by(rows_max) {
+            let rows = rows_max.min(num_sampled - first);
+            kernels.embed.gather_sampled(gpu, &reserved.step, hidden, reserved.scratch, (first, rows))?;
+            let operands = Operands { input: reserved.scratch, weight: head.data, out: out.row(first) };
+            kernels.linear.run(gpu, check, shape(rows), operands)?;
+        }
+        Ok(())
+    }
+
+    fn sample(&mut self, logits: &Tensor) -> BackendResult<()> {
+        let (check, gpu, reserved, _) = self.reserved("sample")?;
+        reserved.sampler.sample(gpu, check, &reserved.step, logits)
+    }
+
+    fn collect(&mut self) -> BackendResult<Vec<Sampled>> {
+        let (check, gpu, reserved, _) = self.reserved("collect")?;
+        gpu.bind()?;
+        reserved.sampler.collect(gpu, check)
+    }
+}
+
+/// Two pinned halves through which large data passes.
+struct Staging {
+    halves: [(Pinned, Event); 2],
+    next: usize,
+}
+
+impl Staging {
+    fn new(gpu: &Gpu) -> BackendResult<Staging> {
+        let half = || Ok((Pinned::new(gpu, STAGING_BYTES / 2)?, Event::new(gpu, false)?));
+        Ok(Staging { halves: [half()?, half()?], next: 0 })
+    }
+
+    /// Copies `bytes` to `target`; they may be reused at once, and later work on the stream sees them.
+    fn write(&mut self, gpu: &Gpu, target: DevicePtr, bytes: &[u8]) -> BackendResult<()> {
+        gpu.bind()?;
+        for (index, chunk) in bytes.chunks(STAGING_BYTES / 2).enumerate() {
+            let (pinned, copied) = &mut self.halves[self.next];
+            self.next ^= 1;
+            copied.wait("write_rows", gpu)?;
+            pinned.bytes_mut()[..chunk.len()].copy_from_slice(chunk);
+            let offset = (index * (STAGING_BYTES / 2)) as u64;
+            // SAFETY: pinned memory that is not written before `copied` has passed; the caller has checked that
+            // the target has room.
+            unsafe { gpu.upload(target + offset, pinned.as_ptr(), chunk.len())? };
+            copied.record(gpu)?;
+        }
+        Ok(())
+    }
+
+    /// Hands `num_bytes` bytes from `source` on to `take`, piece by piece.
+    fn read(
+        &mut self,
+        gpu: &Gpu,
+        source: DevicePtr,
+        num_bytes: usize,
+        mut take: impl FnMut(&[u8]),
+    ) -> BackendResult<()> {
+        gpu.bind()?;
+        let (pinned, copied) = &mut self.halves[0];
+        copied.wait("read_rows", gpu)?;
+        for first in (0..num_bytes).step_by(pinned.len()) {
+            let count = pinned.len().min(num_bytes - first);
+            // SAFETY: pinned memory with room, read after the stream has finished; the caller has checked the
+            // source.
+            unsafe { gpu.download(pinned.as_mut_ptr(), source + first as u64, count)? };
+            gpu.synchronize()?;
+            take(&pinned.bytes()[..count]);
+        }
+        Ok(())
+    }
+}

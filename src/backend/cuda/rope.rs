@@ -1,0 +1,107 @@
+//! Rotary embedding and the writing of keys and values (`kernels/rope.cu`).
+
+use super::batch::StepState;
+use super::driver::{DevicePtr, Gpu, Kernel, Launch, Params};
+use super::modules::{Modules, PerDType};
+use super::tensor::{Checker, KvCache, Tensor};
+use crate::backend::{AttentionShape, BackendResult, DType, RopePairing};
+
+const THREADS: u32 = 256;
+/// Pairs per unit of the kernel that works in 16-byte vectors.
+const VECTOR_LANES: usize = 8;
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct RopeParams {
+    header: DevicePtr,
+    positions: DevicePtr,
+    cache_places: DevicePtr,
+    table: DevicePtr,
+    qkv: DevicePtr,
+    cache: DevicePtr,
+    num_heads: u32,
+    num_kv_heads: u32,
+    head_dim: u32,
+    rotary_dim: u32,
+    block_size: u32,
+    reserved: u32,
+}
+
+const _: () = assert!(size_of::<RopeParams>() == 72);
+
+// SAFETY: `repr(C)`, mirrors RopeParams in rope.cu.
+unsafe impl Params for RopeParams {}
+
+/// Arguments of one call.
+pub(super) struct RopeAndWriteKv<'a> {
+    pub(super) qkv: &'a mut Tensor,
+    pub(super) table: &'a Tensor,
+    pub(super) pairing: RopePairing,
+    pub(super) shape: &'a AttentionShape,
+    pub(super) cache: &'a mut KvCache,
+    pub(super) layer: usize,
+}
+
+/// Kernels of one pairing.
+struct Pairing {
+    vector: PerDType<Kernel<RopeParams>>,
+    scalar: PerDType<Kernel<RopeParams>>,
+}
+
+pub(super) struct Rope {
+    half: Pairing,
+    interleaved: Pairing,
+}
+
+impl Rope {
+    pub(super) fn new(gpu: &Gpu, modules: &Modules) -> BackendResult<Rope> {
+        let kernels = |pairing: &str, lanes: usize| {
+            PerDType::try_new(|dtype| modules.kernel(gpu, "rope", &format!("rope_{pairing}_{dtype}_{lanes}")))
+        };
+        let pairing = |name| Ok(Pairing { vector: kernels(name, VECTOR_LANES)?, scalar: kernels(name, 1)? });
+        Ok(Rope { half: pairing("half")?, interleaved: pairing("interleaved")? })
+    }
+
+    /// See [`crate::backend::Backend::rope_and_write_kv`].
+    pub(super) fn run(
+        &self,
+        gpu: &Gpu,
+        check: Checker,
+        step: &StepState,
+        arguments: RopeAndWriteKv<'_>,
+    ) -> BackendResult<()> {
+        let RopeAndWriteKv { qkv, table, pairing, shape, cache, layer } = arguments;
+        check.cache(cache, layer, shape)?;
+        let layout = *cache.layout();
+        step.batch.check_cache(check, &layout)?;
+        check.vectors("qkv", qkv)?;
+        check.tensor("qkv", qkv, layout.dtype, step.batch.num_tokens, shape.qkv_width())?;
+        check.tensor("table", table, DType::F32, step.batch.max_context_len, table.columns())?;
+        let rotary_dim = table.columns();
+        check.require(rotary_dim <= shape.head_dim && rotary_dim.is_multiple_of(2), || {
+            format!("table has {rotary_dim} columns for heads of {}", shape.head_dim)
+        })?;
+        let kernels = match pairing {
+            RopePairing::Half => &self.half,
+            RopePairing::Interleaved => &self.interleaved,
+        };
+        let kernels =
+            if rotary_dim.is_multiple_of(2 * VECTOR_LANES) { &kernels.vector } else { &kernels.scalar };
+        let params = RopeParams {
+            header: step.arrays.header,
+            positions: step.positions,
+            cache_places: step.cache_places,
+            table: table.data,
+            qkv: qkv.data,
+            cache: cache.layer(layer),
+            num_heads: shape.num_heads as u32,
+            num_kv_heads: shape.num_kv_heads as u32,
+            head_dim: shape.head_dim as u32,
+            rotary_dim: rotary_dim as u32,
+            block_size: layout.block_size as u32,
+            reserved: 0,
+        };
+        let launch = Launch::new(step.batch.num_tokens as u32, THREADS);
+        gpu.launch(check.operation, kernels.get(layout.dtype), launch, &params)
+    }
+}

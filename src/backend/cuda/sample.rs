@@ -1,0 +1,284 @@
+//! Sampling: on the device (`kernels/sample.cu`) for every row whose slot asks for nothing but temperature,
+//! top-k, top-p, min-p and log-probabilities. The slow path: a slot with penalties, bias or suppressed tokens is
+//! sampled by the CPU's sampler, for which its row of logits comes to the host and the step waits.
+
+use std::collections::VecDeque;
+
+use bytemuck::{Pod, Zeroable};
+
+use super::batch::{DeviceSlot, LAST_TOKEN_OFFSET, StepState};
+use super::driver::{DevicePtr, Event, Gpu, Kernel, Launch, Params};
+use super::memory::{Arena, Pinned};
+use super::modules::Modules;
+use super::tensor::{Checker, Tensor};
+use crate::backend::cpu::SlotTable;
+use crate::backend::{BackendLimits, BackendResult, DType, Sampled, SlotState, TokenLogprob};
+
+/// Steps that may be sampled and not collected.
+const MAX_PENDING: usize = 3;
+/// Largest number of alternatives that a row reports; a slot that asks for more is refused.
+const MAX_LOGPROBS: usize = 20;
+const LOGPROBS_PER_ROW: usize = MAX_LOGPROBS + 1;
+const THREADS: u32 = 1024;
+const NO_TOKEN: u32 = u32::MAX;
+const NO_LOGPROBS: u32 = u32::MAX;
+/// 1 in the fixed-point format of a weight.
+const WEIGHT_ONE: f64 = (1u32 << 30) as f64;
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+struct SampledRow {
+    /// Or [`NO_TOKEN`].
+    token: u32,
+    num_logprobs: u32,
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+struct Logprob {
+    token: u32,
+    logprob: f32,
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct SampleParams {
+    header: DevicePtr,
+    slots: DevicePtr,
+    sampled_rows: DevicePtr,
+    slot_states: DevicePtr,
+    logits: DevicePtr,
+    rows: DevicePtr,
+    logprobs: DevicePtr,
+    vocab_size: u32,
+    max_logprobs: u32,
+}
+
+const _: () = assert!(size_of::<SampledRow>() == 8 && size_of::<Logprob>() == 8);
+const _: () = assert!(size_of::<SampleParams>() == 64);
+
+// SAFETY: `repr(C)`, mirrors SampleParams in sample.cu.
+unsafe impl Params for SampleParams {}
+
+/// Results of a step on their way to the host.
+struct Results {
+    pinned: Pinned,
+    copied: Event,
+}
+
+/// A step that was sampled and not collected.
+struct Pending {
+    results: usize,
+    slots: Vec<u32>,
+    has_logprobs: bool,
+    /// Rows of slots that the host sampled, with their index.
+    host_sampled: Vec<(usize, Sampled)>,
+}
+
+/// What a slot asks for, as far as the host must know.
+#[derive(Debug, Clone, Copy, Default)]
+struct SlotFacts {
+    is_host_sampled: bool,
+    has_logprobs: bool,
+}
+
+pub(super) struct Sampler {
+    kernel: Kernel<SampleParams>,
+    slots: Vec<SlotFacts>,
+    /// States of the slots that the host samples.
+    host_slots: SlotTable,
+    /// One row of logits, and behind it one token per slot, for the slow path.
+    host_row: Pinned,
+    vocab_size: usize,
+    device_rows: DevicePtr,
+    device_logprobs: DevicePtr,
+    results: Vec<Results>,
+    next_results: usize,
+    pending: VecDeque<Pending>,
+    max_slots: usize,
+}
+
+impl Sampler {
+    /// Bytes on the device for `limits`.
+    pub(super) fn device_bytes(limits: &BackendLimits) -> u64 {
+        (limits.max_slots * (size_of::<SampledRow>() + LOGPROBS_PER_ROW * size_of::<Logprob>())) as u64
+    }
+
+    pub(super) fn new(
+        gpu: &Gpu,
+        modules: &Modules,
+        arena: &mut Arena,
+        limits: &BackendLimits,
+    ) -> BackendResult<Sampler> {
+        let BackendLimits { max_slots, vocab_size, .. } = *limits;
+        let rows_bytes = max_slots * size_of::<SampledRow>();
+        let device_rows = arena.alloc(gpu, Self::device_bytes(limits), "sampled rows")?;
+        // Rows that the host samples are copied to it too, and must not be anything.
+        gpu.fill(device_rows, 0, Self::device_bytes(limits))?;
+        let results = || {
+            let pinned = Pinned::new(gpu, Self::device_bytes(limits) as usize)?;
+            Ok(Results { pinned, copied: Event::new(gpu, false)? })
+        };
+        Ok(Sampler {
+            kernel: modules.kernel(gpu, "sample", "sample_rows")?,
+            slots: vec![SlotFacts::default(); max_slots],
+            host_slots: SlotTable::new(max_slots, vocab_size),
+            host_row: Pinned::new(gpu, 4 * (vocab_size + max_slots))?,
+            vocab_size,
+            device_rows,
+            device_logprobs: device_rows + rows_bytes as u64,
+            results: (0..MAX_PENDING).map(|_| results()).collect::<BackendResult<_>>()?,
+            next_results: 0,
+            pending: VecDeque::with_capacity(MAX_PENDING),
+            max_slots,
+        })
+    }
+
+    /// Takes over a slot's parameters; returns what the device keeps of them.
+    pub(super) fn reset_slot(
+        &mut self,
+        check: Checker,
+        slot: u32,
+        state: &SlotState,
+    ) -> BackendResult<DeviceSlot> {
+        let Some(facts) = self.slots.get_mut(slot as usize) else {
+            return check.fail(format!("slot {slot} of {}", self.max_slots));
+        };
+        check.require(state.num_logprobs.is_none_or(|num| num as usize <= MAX_LOGPROBS), || {
+            format!("{:?} log-probabilities, at most {MAX_LOGPROBS}", state.num_logprobs)
+        })?;
+        *facts = SlotFacts { is_host_sampled: needs_host(state), has_logprobs: state.num_logprobs.is_some() };
+        if facts.is_host_sampled {
+            self.host_slots.reset(slot, state);
+        }
+        Ok(DeviceSlot {
+            seed: state.seed,
+            temperature: state.temperature,
+            top_k: state.top_k,
+            top_p: state.top_p,
+            min_p_weight: (f64::from(state.min_p) * WEIGHT_ONE).ceil() as u32,
+            num_logprobs: state.num_logprobs.unwrap_or(NO_LOGPROBS),
+            num_outputs: state.output.len() as u32,
+            last_token: state.output.last().copied().unwrap_or(0),
+            is_host_sampled: u32::from(facts.is_host_sampled),
+        })
+    }
+
+    /// See [`crate::backend::Backend::sample`].
+    pub(super) fn sample(
+        &mut self,
+        gpu: &Gpu,
+        check: Checker,
+        step: &StepState,
+        logits: &Tensor,
+    ) -> BackendResult<()> {
+        let slots = step.batch.sampled_slots.clone();
+        check.tensor("logits", logits, DType::F32, slots.len(), self.vocab_size)?;
+        check
+            .require(self.pending.len() < MAX_PENDING, || "collect steps before sampling more".to_owned())?;
+        let params = SampleParams {
+            header: step.arrays.header,
+            slots: step.arrays.slots,
+            sampled_rows: step.sampled_rows,
+            slot_states: step.slot_states,
+            logits: logits.data,
+            rows: self.device_rows,
+            logprobs: self.device_logprobs,
+            vocab_size: self.vocab_size as u32,
+            max_logprobs: MAX_LOGPROBS as u32,
+        };
+        gpu.launch(check.operation, &self.kernel, Launch::new(slots.len() as u32, THREADS), &params)?;
+
+        let has_logprobs = slots.iter().any(|&slot| self.slots[slot as usize].has_logprobs);
+        let results = &mut self.results[self.next_results];
+        let rows_bytes = slots.len() * size_of::<SampledRow>();
+        let logprobs_offset = self.max_slots * size_of::<SampledRow>();
+        // SAFETY: pinned memory with the layout of the device's results, which nobody reads before `copied`.
+        unsafe {
+            gpu.download(results.pinned.as_mut_ptr(), self.device_rows, rows_bytes)?;
+            if has_logprobs {
+                let bytes = slots.len() * LOGPROBS_PER_ROW * size_of::<Logprob>();
+                gpu.download(results.pinned.as_mut_ptr().add(logprobs_offset), self.device_logprobs, bytes)?;
+            }
+        }
+        results.copied.record(gpu)?;
+        let host_sampled = self.sample_on_host(gpu, step, logits, &slots)?;
+        self.pending.push_back(Pending { results: self.next_results, slots, has_logprobs, host_sampled });
+        self.next_results = (self.next_results + 1) % MAX_PENDING;
+        Ok(())
+    }
+
+    /// The slow path, row by row: logits to the host, the CPU's sampler, the token back to the device.
+    fn sample_on_host(
+        &mut self,
+        gpu: &Gpu,
+        step: &StepState,
+        logits: &Tensor,
+        slots: &[u32],
+    ) -> BackendResult<Vec<(usize, Sampled)>> {
+        let mut host_sampled = Vec::new();
+        for (row, &slot) in slots.iter().enumerate() {
+            if !self.slots[slot as usize].is_host_sampled {
+                continue;
+            }
+            let row_bytes = 4 * self.vocab_size;
+            // SAFETY: pinned memory with room for a row, read after the stream has finished.
+            unsafe { gpu.download(self.host_row.as_mut_ptr(), logits.row(row), row_bytes)? };
+            gpu.synchronize()?;
+            let sampled = {
+                let row_logits: &[f32] = bytemuck::cast_slice(&self.host_row.bytes()[..row_bytes]);
+                self.host_slots.sample_row(slot, row_logits)
+            };
+            let offset = row_bytes + 4 * slot as usize;
+            let token = sampled.token.unwrap_or(0);
+            self.host_row.bytes_mut()[offset..offset + 4].copy_from_slice(&token.to_le_bytes());
+            let target =
+                step.slot_states + u64::from(slot) * size_of::<DeviceSlot>() as u64 + LAST_TOKEN_OFFSET;
+            // SAFETY: the slot's own place in pinned memory is written again only after the stream has finished
+            // once more; the target is the slot's token.
+            unsafe { gpu.upload(target, self.host_row.as_ptr().add(offset), 4)? };
+            host_sampled.push((row, sampled));
+        }
+        Ok(host_sampled)
+    }
+
+    /// See [`crate::backend::Backend::collect`].
+    pub(super) fn collect(&mut self, gpu: &Gpu, check: Checker) -> BackendResult<Vec<Sampled>> {
+        let Some(pending) = self.pending.pop_front() else {
+            return check.fail("nothing was sampled".to_owned());
+        };
+        let results = &self.results[pending.results];
+        results.copied.wait(check.operation, gpu)?;
+        let (rows_bytes, logprobs_bytes) =
+            results.pinned.bytes().split_at(self.max_slots * size_of::<SampledRow>());
+        let rows: &[SampledRow] = bytemuck::cast_slice(rows_bytes);
+        let logprobs: &[Logprob] =
+            bytemuck::cast_slice(&logprobs_bytes[..self.max_slots * LOGPROBS_PER_ROW * size_of::<Logprob>()]);
+        let device_sampled = |(index, &slot): (usize, &u32)| {
+            let row = rows[index];
+            let count = if pending.has_logprobs { row.num_logprobs as usize } else { 0 };
+            let first = index * LOGPROBS_PER_ROW;
+            let logprobs = logprobs[first..first + count.min(LOGPROBS_PER_ROW)].iter();
+            Sampled {
+                slot,
+                token: (row.token != NO_TOKEN).then_some(row.token),
+                logprobs: logprobs
+                    .map(|&Logprob { token, logprob }| TokenLogprob { token, logprob })
+                    .collect(),
+            }
+        };
+        let mut sampled: Vec<Sampled> = pending.slots.iter().enumerate().map(device_sampled).collect();
+        for (row, host) in pending.host_sampled {
+            sampled[row] = host;
+        }
+        Ok(sampled)
+    }
+}
+
+/// Whether a slot asks for what only the host's sampler does.
+fn needs_host(state: &SlotState) -> bool {
+    let has_penalties =
+        state.repetition_penalty != 1.0 || state.presence_penalty != 0.0 || state.frequency_penalty != 0.0;
+    let suppresses = state.min_tokens > 0 && !state.suppressed_tokens.is_empty();
+    has_penalties || suppresses || !state.logit_bias.is_empty()
+}

@@ -1,0 +1,94 @@
+//! Creation, destruction, and batches that do not fit.
+
+use inflight::backend::{Backend, BackendLimits, DType, KvLayout};
+
+use crate::rig::*;
+
+const LIMITS: BackendLimits = BackendLimits { max_tokens: 64, max_slots: 4, vocab_size: 100 };
+
+fn layout() -> KvLayout {
+    KvLayout {
+        num_layers: 2,
+        num_blocks: 10,
+        block_size: 16,
+        num_kv_heads: 2,
+        head_dim: 64,
+        dtype: DType::Bf16,
+    }
+}
+
+#[test]
+fn destroying_returns_all_memory() {
+    let observer = gpu();
+    // The driver keeps some memory of its own from the first use on.
+    drop(filled());
+    let (before, _) = observer.memory_info().unwrap();
+    for _ in 0..20 {
+        drop(filled());
+    }
+    let (after, _) = observer.memory_info().unwrap();
+    assert_eq!(before, after);
+}
+
+fn filled() -> inflight::backend::cuda::Cuda {
+    let mut gpu = gpu();
+    gpu.alloc_kv_cache(&layout()).unwrap();
+    gpu.alloc(DType::Bf16, 4096, 4096).unwrap();
+    gpu.alloc(DType::F32, 3, 5).unwrap();
+    gpu.reserve(&LIMITS).unwrap();
+    gpu
+}
+
+#[test]
+fn the_workspace_is_as_large_as_it_says() {
+    let mut gpu = gpu();
+    gpu.alloc_kv_cache(&layout()).unwrap();
+    let limits = BackendLimits { max_tokens: 8192, max_slots: 512, vocab_size: 128_256 };
+    let before = gpu.allocated_bytes();
+    gpu.reserve(&limits).unwrap();
+    let (actual, said) = ((gpu.allocated_bytes() - before) as f64, gpu.workspace_bytes(&limits) as f64);
+    assert!((actual / said - 1.0).abs() < 0.05, "{actual} bytes, said {said}");
+}
+
+#[test]
+fn more_memory_than_there_is_is_a_value() {
+    let mut gpu = gpu();
+    let error = gpu.alloc(DType::Bf16, 1 << 24, 1 << 16).map(|_| ()).unwrap_err();
+    assert!(matches!(error, inflight::backend::BackendError::OutOfMemory { .. }), "{error}");
+    assert!(gpu.alloc(DType::Bf16, usize::MAX, 8).is_err());
+    assert!(gpu.alloc(DType::Bf16, 8, 8).is_ok(), "the backend lives on");
+}
+
+#[test]
+fn there_is_no_device_of_that_number() {
+    let error = inflight::backend::cuda::Cuda::new(1000).map(|_| ()).unwrap_err();
+    assert_eq!(error.status(), inflight::Status::DeviceUnavailable, "{error}");
+}
+
+#[test]
+fn batches_that_do_not_fit_are_refused() {
+    let mut gpu = gpu();
+    assert!(gpu.load_batch(&inflight::backend::Batch::new()).is_err(), "nothing was reserved");
+    gpu.alloc_kv_cache(&layout()).unwrap();
+    gpu.reserve(&LIMITS).unwrap();
+    let row = || BatchRow { slot: 1, tokens: vec![5; 3], context_len: 3, blocks: vec![4] };
+    assert!(gpu.load_batch(&batch(&[row()], &[0])).is_ok());
+    let bad = [
+        BatchRow { slot: 4, ..row() },
+        BatchRow { tokens: vec![100], ..row() },
+        BatchRow { tokens: vec![1; 65], context_len: 65, blocks: vec![0, 1, 2, 3, 4], ..row() },
+        BatchRow { context_len: 2, ..row() },
+        BatchRow { context_len: 17, ..row() },
+        BatchRow { blocks: vec![10], ..row() },
+        BatchRow { tokens: vec![], ..row() },
+    ];
+    for (case, row) in bad.into_iter().enumerate() {
+        assert!(gpu.load_batch(&batch(&[row], &[0])).is_err(), "case {case}");
+    }
+    assert!(gpu.load_batch(&batch(&[row(), row()], &[0])).is_err(), "a slot stands twice");
+    assert!(gpu.load_batch(&batch(&[row()], &[1])).is_err(), "no such row");
+    let mut broken = batch(&[row()], &[0]);
+    broken.query_starts = vec![0, 9];
+    assert!(gpu.load_batch(&broken).is_err(), "starts leave the tokens");
+    assert!(gpu.load_batch(&batch(&[row()], &[0])).is_ok());
+}

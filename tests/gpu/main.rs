@@ -1,0 +1,11 @@
+//! The CUDA backend against the CPU backend, operation by operation and as a whole. Needs a CUDA device; set
+//! RUST_TEST_THREADS=1 on a small one. `INFLIGHT_GPU_TEST_SIZE=small` leaves the large shapes out, for
+//! compute-sanitizer.
+
+mod attention;
+mod decoder;
+mod engine;
+mod lifecycle;
+mod ops;
+mod rig;
+mod sampling;
