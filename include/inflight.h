@@ -1023,7 +1023,8 @@ ifl_status ifl_detokenize(ifl_engine *engine,
 /// - text: receives a buffer to read with ifl_buffer_text; free it with ifl_buffer_free. Not NULL.
 /// - error: receives the error where the call fails; may be NULL.
 ///
-/// Threads: any, at any time; the work, at most 50 ms of processor time and 16 MiB of text, is done on the calling thread.
+/// Threads: any, at any time; the call returns when the work is done, which takes at most 50 ms of processor time
+/// and makes at most 16 MiB of text.
 /// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_UTF8, IFL_INVALID_HANDLE, IFL_FORKED; IFL_UNSUPPORTED where the
 /// model has no template; IFL_TEMPLATE_FAILED. Since 0.1.0.
 ifl_status ifl_apply_chat_template(ifl_engine *engine,
