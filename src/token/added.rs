@@ -74,6 +74,11 @@ impl AddedTokens {
         if parse_special { self.all.split(text) } else { self.text_only.split(text) }
     }
 
+    /// Whether there is nothing to find.
+    pub fn is_empty(&self) -> bool {
+        self.all.tokens.is_empty()
+    }
+
     /// Spellings of the special tokens.
     pub fn special_spellings(&self) -> impl Iterator<Item = &str> {
         self.all.tokens.iter().filter(|token| token.special).map(|token| token.spelling.as_str())
@@ -116,8 +121,8 @@ impl Finder {
 }
 
 impl AddedToken {
-    /// What the token covers of `text` when its spelling stands at `found` and everything before `taken` belongs
-    /// to other tokens; `None` where it does not count.
+    /// What the token covers of `text` when its spelling stands at `found` and everything before `taken`
+    /// belongs to other tokens; `None` where it does not count.
     fn extent(&self, text: &str, found: Range<usize>, taken: usize) -> Option<Range<usize>> {
         let (before, after) = (&text[..found.start], &text[found.end..]);
         let joins = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');

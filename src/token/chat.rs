@@ -1,7 +1,8 @@
 //! Chat messages: checking what the caller gives, and keeping user text from spelling special tokens.
 //!
-//! Before rendering, a marker character that occurs nowhere else goes into every special spelling in the messages.
-//! After rendering, an unbroken spelling can only be the template's own; then the markers are dropped.
+//! Before rendering, a marker character that occurs nowhere else goes into every special spelling in the
+//! messages. After rendering, an unbroken spelling can only be the template's own; then the markers are
+//! dropped.
 
 use std::collections::HashSet;
 use std::collections::hash_map::DefaultHasher;
@@ -23,8 +24,8 @@ const SPECIAL_BYTES_MAX: usize = 256;
 /// All special tokens together.
 const SPECIALS_BYTES_MAX: usize = 1 << 20;
 
-/// Reads a JSON array of messages and brings each into the form that templates expect: an object with a role, and
-/// content that is text or null. A list of text parts becomes one text, with a newline between parts.
+/// Reads a JSON array of messages and brings each into the form that templates expect: an object with a role,
+/// and content that is text or null. A list of text parts becomes one text, with a newline between parts.
 pub(crate) fn parse_messages(json: &str) -> Result<Value> {
     if json.len() > TEXT_BYTES_MAX {
         let problem = format!("messages have {} bytes; at most {TEXT_BYTES_MAX} are allowed", json.len());
@@ -103,10 +104,11 @@ fn part_text(index: usize, part: usize, value: &Value) -> Result<&str> {
 /// How much of the messages gets a marker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Marking {
-    /// Whole special spellings, and at a text's ends what could be part of one: templates see the rest as it is.
+    /// Whole special spellings, and at a text's ends what could be part of one: templates see the rest as it
+    /// is.
     Spellings,
-    /// Every character that begins a special spelling as well, so that not even a template which cuts pieces out
-    /// of the text can make a spelling of the rest.
+    /// Every character that begins a special spelling as well, so that not even a template which cuts pieces
+    /// out of the text can make a spelling of the rest.
     Beginnings,
 }
 
@@ -115,7 +117,9 @@ pub(crate) enum Marking {
 pub(crate) struct Marker {
     spellings: Option<AhoCorasick>,
     first_chars: HashSet<char>,
-    /// Hashes of what may begin or end a spelling without being all of it. A collision costs a needless marker.
+    last_chars: HashSet<char>,
+    /// Hashes of what may begin or end a spelling without being all of it. A collision costs a needless
+    /// marker.
     beginnings: HashSet<u64>,
     endings: HashSet<u64>,
 }
@@ -145,6 +149,7 @@ impl Marker {
                 .transpose()
                 .map_err(|error| invalid(place, format!("special tokens: {error}")))?,
             first_chars: spellings.iter().filter_map(|spelling| spelling.chars().next()).collect(),
+            last_chars: spellings.iter().filter_map(|spelling| spelling.chars().next_back()).collect(),
             beginnings,
             endings,
         })
@@ -159,7 +164,8 @@ impl Marker {
         })
     }
 
-    /// Marks every text of the messages except roles. Returns whether [`Marking::Beginnings`] would mark more.
+    /// Marks every text of the messages except roles. Returns whether [`Marking::Beginnings`] would mark
+    /// more.
     pub fn mark(&self, value: &mut Value, marker: char, marking: Marking) -> Result<bool> {
         let mut is_suspicious = false;
         match value {
@@ -222,16 +228,17 @@ impl Marker {
 
     /// Whether `text` starts like the rest of a spelling.
     fn may_continue_before(&self, text: &str) -> bool {
-        let ends = text.char_indices().map(|(start, c)| start + c.len_utf8());
-        ends.take_while(|&end| end < SPECIAL_BYTES_MAX).any(|end| self.endings.contains(&hash(&text[..end])))
+        text.char_indices()
+            .map(|(start, c)| (start + c.len_utf8(), c))
+            .take_while(|&(end, _)| end < SPECIAL_BYTES_MAX)
+            .any(|(end, c)| self.last_chars.contains(&c) && self.endings.contains(&hash(&text[..end])))
     }
 
     /// Whether `text` ends like the beginning of a spelling.
     fn may_continue_after(&self, text: &str) -> bool {
-        let starts = text.char_indices().rev().map(|(start, _)| start);
-        starts
-            .take_while(|&start| text.len() - start < SPECIAL_BYTES_MAX)
-            .any(|start| self.beginnings.contains(&hash(&text[start..])))
+        text.char_indices().rev().take_while(|&(start, _)| text.len() - start < SPECIAL_BYTES_MAX).any(
+            |(start, c)| self.first_chars.contains(&c) && self.beginnings.contains(&hash(&text[start..])),
+        )
     }
 }
 

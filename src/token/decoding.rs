@@ -1,4 +1,5 @@
-//! How a vocabulary entry becomes bytes: the section `decoder` of `tokenizer.json`, worked out once per token.
+//! How a vocabulary entry becomes bytes: the section `decoder` of `tokenizer.json`, worked out once per
+//! token.
 
 use crate::error::Result;
 use crate::token::limits::{SECTION_BYTES_MAX, invalid, unsupported};
@@ -67,8 +68,8 @@ impl DecodeRule {
     }
 
     fn add_replacement(&mut self, place: &str, pattern: String, content: String) -> Result<()> {
-        // All replacements together let a token grow at most fourfold, so that the table of all tokens stays in
-        // proportion to the file.
+        // All replacements together let a token grow at most fourfold, so that the table of all tokens stays
+        // in proportion to the file.
         let grows =
             |(pattern, content): &(String, String)| content.len().div_ceil(pattern.len().max(1)).max(1);
         let added = (pattern, content);

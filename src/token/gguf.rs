@@ -213,7 +213,8 @@ fn eos_tokens(source: &Source, types: &[TokenType], eos: Option<u32>) -> Result<
     Ok(eos_tokens)
 }
 
-/// GPT-2's BPE over the byte alphabet. Only text tokens take part, so that text can never become a control token.
+/// GPT-2's BPE over the byte alphabet. Only text tokens take part, so that text can never become a control
+/// token.
 fn byte_level_bpe(source: &Source, types: &[TokenType], rules: &PreTokenizer) -> Result<Encoder> {
     let merges = source.merges.ok_or_else(|| invalid(PLACE, "tokenizer.ggml.merges is missing"))?;
     if merges.len() > NUM_MERGES_MAX {
@@ -252,6 +253,7 @@ fn byte_level_bpe(source: &Source, types: &[TokenType], rules: &PreTokenizer) ->
         normalizer: None,
         pre_tokenizer: Some(rules.build()?),
         normalized_added: AddedTokens::default(),
+        cuts_at_spaces: true,
     })))
 }
 

@@ -6,11 +6,14 @@ use std::thread;
 
 use crate::error::{Error, Result, Status};
 
-/// Stack of [`on_own_stack`]: enough for the deepest nesting that the template limits allow, so that it does not
-/// matter how small the stack of the host's thread is. Only touched pages cost memory.
+/// Stack of [`on_own_stack`]: enough for the deepest nesting that the template limits allow, so that it does
+/// not matter how small the stack of the host's thread is. Only touched pages cost memory.
 const STACK_BYTES: usize = 16 << 20;
 
 /// Runs `work` and turns a panic in it into an error of `status` that names `what` was being done.
+///
+/// The process's panic hook still runs, and by default prints to standard error: replacing it would change
+/// the host. So the callers check what is known to panic beforehand, and this is what remains.
 ///
 /// The work may leave its own data half-changed, so nothing that it touched mutably is used after a panic.
 pub(crate) fn contain<T>(status: Status, what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {

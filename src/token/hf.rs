@@ -17,14 +17,13 @@ use crate::token::added::{AddedToken, AddedTokens};
 use crate::token::decoding::DecodeRule;
 use crate::token::guard;
 use crate::token::hf_config::Config;
-use crate::token::limits::{
-    self, SECTION_BYTES_MAX, TOKENIZER_FILE_BYTES_MAX, VOCABULARY_BYTES_MAX, invalid, unsupported,
-};
+use crate::token::limits::{self, SECTION_BYTES_MAX, TOKENIZER_FILE_BYTES_MAX, invalid, unsupported};
 use crate::token::pieces::{Piece, Pieces};
 use crate::token::pipeline::Pipeline;
+use crate::token::pretokenizer::cuts_at_spaces;
 use crate::token::section;
 use crate::token::tokenizer_json::{AddedTokenEntry, Merges, ModelEntry, TokenizerFile, Vocabulary};
-use crate::token::{Encoder, Parts, Tokenizer, normalizing};
+use crate::token::{Encoder, Parts, Tokenizer};
 
 /// Reads `tokenizer.json` and the configuration files beside it.
 pub(crate) fn load(directory: &Path) -> Result<Tokenizer> {
@@ -49,9 +48,6 @@ pub(crate) fn parse(place: &str, content: &[u8], config: Config) -> Result<Token
         }
     }
     let normalizer = section::<NormalizerWrapper>(place, "normalizer", file.normalizer)?;
-    if let Some(raw) = file.normalizer {
-        normalizing::check(&format!("{place}: normalizer"), raw.get())?;
-    }
     let pre_tokenizer = section(place, "pre_tokenizer", file.pre_tokenizer)?;
     let post_processor = section::<PostProcessorWrapper>(place, "post_processor", file.post_processor)?;
     let decode_rule = DecodeRule::parse(&format!("{place}: decoder"), file.decoder.map(RawValue::get))?;
@@ -64,7 +60,10 @@ pub(crate) fn parse(place: &str, content: &[u8], config: Config) -> Result<Token
     let (normalized, added) = added.into_iter().partition(|token| token.normalized);
     let normalized_added =
         AddedTokens::new(place, normalized_spellings(place, normalizer.as_ref(), normalized)?)?;
-    let pipeline = Pipeline { model, normalizer, pre_tokenizer, normalized_added };
+    let is_local = matches!(normalizer, None | Some(NormalizerWrapper::NFC(_)));
+    let cuts_at_spaces =
+        is_local && normalized_added.is_empty() && pre_tokenizer.as_ref().is_some_and(cuts_at_spaces);
+    let pipeline = Pipeline { model, normalizer, pre_tokenizer, normalized_added, cuts_at_spaces };
     Tokenizer::assemble(Parts {
         encoder: Encoder::Pipeline(Box::new(pipeline)),
         added: AddedTokens::new(place, added)?,
@@ -92,16 +91,17 @@ fn added_token(entry: AddedTokenEntry) -> AddedToken {
     }
 }
 
-/// Parses a section with the crate's types, once it is known to be small.
+/// Parses a section with the crate's types, once it is known to be small and to ask for nothing large.
 fn section<T: DeserializeOwned>(place: &str, name: &str, raw: Option<&RawValue>) -> Result<Option<T>> {
-    let Some(raw) = raw else { return Ok(None) };
-    let json = raw.get();
+    let Some(json) = raw.map(RawValue::get) else { return Ok(None) };
+    let place = format!("{place}: {name}");
     if json.len() > SECTION_BYTES_MAX {
-        let problem = format!("{name} has {} bytes; at most {SECTION_BYTES_MAX} are allowed", json.len());
-        return Err(invalid(place, problem));
+        let problem =
+            format!("the section has {} bytes; at most {SECTION_BYTES_MAX} are allowed", json.len());
+        return Err(invalid(&place, problem));
     }
-    section::check(&format!("{place}: {name}"), json)?;
-    serde_json::from_str(json).map(Some).map_err(|error| invalid(place, format!("{name}: {error}")))
+    section::check(&place, json)?;
+    serde_json::from_str(json).map(Some).map_err(|error| invalid(&place, error))
 }
 
 /// The bytes of every token. An added token that the model knows too must have the model's id.
@@ -109,9 +109,7 @@ fn pieces(place: &str, vocab: &Vocabulary, added: &[AddedToken], rule: &DecodeRu
     let added_ids: HashMap<&str, u32> =
         added.iter().map(|token| (token.spelling.as_str(), token.id)).collect();
     let mut pieces = Vec::with_capacity(added.len() + vocab.len());
-    let mut num_bytes = 0;
     for (text, id) in vocab.entries() {
-        num_bytes += text.len();
         match added_ids.get(text) {
             Some(&added_id) if added_id != id => {
                 let problem =
@@ -121,11 +119,6 @@ fn pieces(place: &str, vocab: &Vocabulary, added: &[AddedToken], rule: &DecodeRu
             Some(_) => {}
             None => pieces.push(Piece { id, bytes: rule.bytes(text), special: false }),
         }
-    }
-    if num_bytes > VOCABULARY_BYTES_MAX {
-        let problem =
-            format!("model.vocab has {num_bytes} bytes; at most {VOCABULARY_BYTES_MAX} are allowed");
-        return Err(invalid(place, problem));
     }
     let literal = |token: &AddedToken| {
         let bytes = token.spelling.clone().into_bytes();

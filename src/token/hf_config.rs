@@ -132,8 +132,8 @@ impl Config {
         Ok(config)
     }
 
-    /// The tokens that end the output: those of the configuration, then the tokenizer's own. Each must be below
-    /// `num_tokens`.
+    /// The tokens that end the output: those of the configuration, then the tokenizer's own. Each must be
+    /// below `num_tokens`.
     pub fn eos_tokens(&self, num_tokens: usize, eos_token: Option<u32>) -> Result<Vec<u32>> {
         let mut eos_tokens = Vec::new();
         for id in self.eos_ids.iter().copied().chain(eos_token) {

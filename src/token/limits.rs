@@ -1,5 +1,5 @@
-//! What a model's text files may be at most. Real vocabularies stay far below; the limits bound memory and time
-//! that a hostile file can cost.
+//! What a model's text files may be at most. Real vocabularies stay far below; the limits bound memory and
+//! time that a hostile file can cost.
 
 use std::fs::File;
 use std::io::Read;

@@ -1,4 +1,5 @@
-//! Text to tokens and back: the model's own tokenizer and chat template, incremental detokenising, stop strings.
+//! Text to tokens and back: the model's own tokenizer and chat template, incremental detokenising, stop
+//! strings.
 
 mod added;
 mod bytes;
@@ -9,7 +10,6 @@ mod guard;
 mod hf;
 mod hf_config;
 mod limits;
-mod normalizing;
 mod pieces;
 mod pipeline;
 mod pretokenizer;
@@ -44,14 +44,15 @@ use template::ChatTemplate;
 /// How text becomes tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EncodeOptions {
-    /// Add what the model expects around a text, such as a BOS token in front. It is not added a second time to a
-    /// text that spells it, where `parse_special` makes that a token.
+    /// Add what the model expects around a text, such as a BOS token in front. It is not added a second time
+    /// to a text that spells it, where `parse_special` makes that a token.
     pub add_special_tokens: bool,
     /// Let the text spell special tokens. Otherwise their spellings are text like any other.
     pub parse_special: bool,
 }
 
-/// A model's text layer. Nothing in it changes after loading: one may be used from any number of threads at once.
+/// A model's text layer. Nothing in it changes after loading: one may be used from any number of threads at
+/// once.
 pub struct Tokenizer {
     encoder: Encoder,
     added: AddedTokens,
@@ -167,14 +168,14 @@ impl Tokenizer {
         if self.is_special(id) && !include_special { &[] } else { self.pieces.bytes(id) }
     }
 
-    /// The text that the chat template makes of `messages`, a JSON array of objects with `role` and `content`; with
-    /// `add_generation_prompt` it ends where the assistant's answer begins.
+    /// The text that the chat template makes of `messages`, a JSON array of objects with `role` and
+    /// `content`; with `add_generation_prompt` it ends where the assistant's answer begins.
     pub fn apply_chat_template(&self, messages: &str, add_generation_prompt: bool) -> Result<String> {
         self.template()?.render(&chat::parse_messages(messages)?, add_generation_prompt)
     }
 
-    /// Tokens of a prompt made of `messages`, ready for the assistant's answer. Special tokens are the template's
-    /// alone: what messages spell stays text.
+    /// Tokens of a prompt made of `messages`, ready for the assistant's answer. Special tokens are the
+    /// template's alone: what messages spell stays text.
     pub fn encode_chat(&self, messages: &str) -> Result<Vec<u32>> {
         let template = self.template()?;
         let messages = chat::parse_messages(messages)?;

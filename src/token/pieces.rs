@@ -22,8 +22,8 @@ pub(crate) struct Piece {
 }
 
 impl Pieces {
-    /// A table of `pieces`, in any order. Ids that are missing contribute nothing; one that is given twice is an
-    /// error, which names `place`.
+    /// A table of `pieces`, in any order. Ids that are missing contribute nothing; one that is given twice is
+    /// an error, which names `place`.
     pub fn new(place: &str, mut pieces: Vec<Piece>) -> Result<Self> {
         pieces.sort_by_key(|piece| piece.id);
         let num_tokens = pieces.last().map_or(0, |piece| piece.id as usize + 1);
@@ -79,8 +79,8 @@ impl Pieces {
     }
 }
 
-/// The byte that a character of a byte-level vocabulary stands for (Radford et al. 2019): printable Latin-1 stands
-/// for itself, and U+0100 and up, in order, for the other 68 bytes.
+/// The byte that a character of a byte-level vocabulary stands for (Radford et al. 2019): printable Latin-1
+/// stands for itself, and U+0100 and up, in order, for the other 68 bytes.
 fn byte_level_byte(c: char) -> Option<u8> {
     match c {
         '!'..='~' | '\u{a1}'..='\u{ac}' | '\u{ae}'..='\u{ff}' => u8::try_from(c).ok(),

@@ -1,4 +1,5 @@
-//! The pre-tokenizers that GGUF files name with `tokenizer.ggml.pre`: how text is cut into words before merging.
+//! The pre-tokenizers that GGUF files name with `tokenizer.ggml.pre`: how text is cut into words before
+//! merging.
 
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
@@ -25,6 +26,37 @@ const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const PUNCTUATION: &str = r"[\p{P}\$\+<=>\^~\|`]+";
 const FINNISH: &str = " ?[^(\\s|.,!?…。，、।۔،)]+";
+
+/// Whether the stage ends a word at every space between two ASCII letters, looking no further: so do GPT-2's
+/// own and what is made of the expressions here.
+pub(crate) fn cuts_at_spaces(stage: &PreTokenizerWrapper) -> bool {
+    cut(stage) == Some(true)
+}
+
+/// `Some(false)` for a stage that neither cuts there nor minds a cut; `None` for one that is not known.
+fn cut(stage: &PreTokenizerWrapper) -> Option<bool> {
+    match stage {
+        PreTokenizerWrapper::ByteLevel(byte_level) => {
+            (!byte_level.add_prefix_space).then_some(byte_level.use_regex)
+        }
+        PreTokenizerWrapper::Digits(_) => Some(false),
+        PreTokenizerWrapper::Split(split) => match &split.pattern {
+            SplitPattern::Regex(regex)
+                if split.behavior == SplitDelimiterBehavior::Isolated && !split.invert =>
+            {
+                let cuts = [GPT2, LLAMA3, QWEN2, TEKKEN, GPT4O].contains(&regex.as_str());
+                let is_neutral = [r"\p{N}", r"\p{N}{1,3}"].contains(&regex.as_str());
+                (cuts || is_neutral).then_some(cuts)
+            }
+            _ => None,
+        },
+        PreTokenizerWrapper::Sequence(stages) => {
+            let cuts = stages.as_ref().iter().map(cut).collect::<Option<Vec<bool>>>()?;
+            Some(cuts.contains(&true))
+        }
+        _ => None,
+    }
+}
 
 impl PreTokenizer {
     /// The rules named `name` in the file `place`.
@@ -77,15 +109,38 @@ impl PreTokenizer {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+    use std::sync::OnceLock;
+
+    use proptest::prelude::*;
     use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _};
 
     use super::*;
     use crate::error::Status;
     use crate::token::pieces::byte_level_bytes;
+    use crate::token::pipeline::pieces;
+
+    /// One name for each set of rules.
+    const NAMES: [&str; 12] = [
+        "default",
+        "gpt-2",
+        "smollm",
+        "llama-bpe",
+        "qwen2",
+        "tekken",
+        "gpt-4o",
+        "falcon",
+        "deepseek-coder",
+        "deepseek-v3",
+        "bloom",
+        "viking",
+    ];
 
     fn words(name: &str, text: &str) -> Vec<String> {
         let mut words = PreTokenizedString::from(text);
-        PreTokenizer::named("f", name).unwrap().build().unwrap().pre_tokenize(&mut words).unwrap();
+        static BUILT: OnceLock<HashMap<&str, PreTokenizerWrapper>> = OnceLock::new();
+        let build = |name| (name, PreTokenizer::named("f", name).unwrap().build().unwrap());
+        BUILT.get_or_init(|| NAMES.map(build).into())[name].pre_tokenize(&mut words).unwrap();
         let words = words.get_splits(OffsetReferential::Original, OffsetType::None);
         words.into_iter().map(|(word, ..)| String::from_utf8(byte_level_bytes(word)).unwrap()).collect()
     }
@@ -111,21 +166,41 @@ mod tests {
     #[test]
     fn every_rule_compiles_and_loses_nothing() {
         let text = "a1 é日本 \r\n\t!?🙂  x_y 12345 'll\u{0}";
-        for name in [
-            "default",
-            "gpt-2",
-            "smollm",
-            "llama-bpe",
-            "qwen2",
-            "tekken",
-            "gpt-4o",
-            "falcon",
-            "deepseek-coder",
-            "deepseek-v3",
-            "bloom",
-            "viking",
-        ] {
+        for name in NAMES {
             assert_eq!(words(name, text).concat(), text, "{name}");
+        }
+    }
+
+    #[test]
+    fn only_known_stages_promise_their_cuts() {
+        for name in ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken", "gpt-4o"] {
+            assert!(cuts_at_spaces(&PreTokenizer::named("f", name).unwrap().build().unwrap()), "{name}");
+        }
+        for json in [
+            r#"{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":false}"#,
+            r#"{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,"use_regex":true}"#,
+            r#"{"type":"Digits","individual_digits":true}"#,
+            r#"{"type":"Split","pattern":{"Regex":"[a-z ]+"},"behavior":"Isolated","invert":false}"#,
+            r#"{"type":"Whitespace"}"#,
+        ] {
+            assert!(!cuts_at_spaces(&serde_json::from_str(json).unwrap()), "{json}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
+
+        #[test]
+        fn words_are_the_same_on_both_sides_of_a_cut(
+            parts in prop::collection::vec(prop::sample::select(vec![
+                "ab", "C", " ", "  ", "\n", "'s", "'LL", "12", "é", "日", "!", "/", "\r\n", "x y", "A b", "\u{301}",
+            ]), 0..20),
+        ) {
+            let text = parts.concat();
+            for name in NAMES {
+                let cut: Vec<String> = pieces(&text, 1).flat_map(|piece| words(name, piece)).collect();
+                prop_assert_eq!(words(name, &text), cut, "{}", name);
+            }
         }
     }
 

@@ -10,6 +10,8 @@ use crate::token::limits::invalid;
 const REGEX_BYTES_MAX: usize = 8 << 10;
 /// Longest text that a step puts into another.
 const INSERTED_BYTES_MAX: usize = 256;
+/// Most steps of a section; each may hold a regular expression to compile.
+const NUM_STEPS_MAX: usize = 256;
 /// How many times as long all replacements of a section together may make a text.
 const GROWTH_MAX: usize = 16;
 /// Longest replacement in a `Precompiled` table; Unicode's longest have 33 bytes.
@@ -18,13 +20,17 @@ const PRECOMPILED_BYTES_MAX: usize = 64;
 /// Checks the section `json` and everything within it; `place` names file and section in errors.
 pub(crate) fn check(place: &str, json: &str) -> Result<()> {
     let section: Value = serde_json::from_str(json).map_err(|error| invalid(place, error))?;
-    let mut growth = 1;
+    let (mut growth, mut num_steps) = (1, 0);
     // A list instead of recursion: sections come from the file.
     let mut waiting = vec![&section];
     while let Some(value) = waiting.pop() {
         match value {
             Value::Array(items) => waiting.extend(items),
             Value::Object(fields) => {
+                num_steps += usize::from(fields.contains_key("type"));
+                if num_steps > NUM_STEPS_MAX {
+                    return Err(invalid(place, format!("more than {NUM_STEPS_MAX} steps")));
+                }
                 check_step(place, value, &mut growth)?;
                 waiting.extend(fields.values());
             }
@@ -114,6 +120,7 @@ mod tests {
             (json!({"type": "Split", "pattern": {"Regex": "a".repeat(9000)}}), "Regex has 9000 bytes"),
             (json!({"type": "Prepend", "prepend": "a".repeat(300)}), "prepend has 300 bytes"),
             (json!({"type": "Sequence", "normalizers": vec![doubling; 5]}), "16 times"),
+            (json!({"normalizers": vec![json!({"type": "NFC"}); 300]}), "more than 256 steps"),
             (json!({"pretokenizers": [{"type": "FixedLength", "length": 0}]}), "length is 0"),
             (precompiled(1 << 31, b"\0\0\0\0"), "its tree lies outside it"),
             (precompiled(6, b"\0\0\0\0\0\0\0\0"), "its tree lies outside it"),

@@ -1,5 +1,6 @@
-//! SentencePiece's BPE (Kudo and Richardson 2018) with byte fallback, as GGUF files of type `llama` mean it: of all
-//! neighbours that together are a token, the pair with the highest score merges first, the leftmost among equals.
+//! SentencePiece's BPE (Kudo and Richardson 2018) with byte fallback, as GGUF files of type `llama` mean it:
+//! of all neighbours that together are a token, the pair with the highest score merges first, the leftmost
+//! among equals.
 
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap};
@@ -66,9 +67,9 @@ impl Ord for Bigram {
 }
 
 impl SentencePiece {
-    /// A model over the tokens that text may become, without special and byte tokens. `byte_tokens[b]` is the token
-    /// of byte `b`; where a vocabulary has none of them, `unknown` takes their place. `place` names the source of
-    /// all this in errors.
+    /// A model over the tokens that text may become, without special and byte tokens. `byte_tokens[b]` is the
+    /// token of byte `b`; where a vocabulary has none of them, `unknown` takes their place. `place` names the
+    /// source of all this in errors.
     pub fn new(
         place: &str,
         tokens: HashMap<String, Entry>,

@@ -1,4 +1,5 @@
-//! Stop strings over streamed text: what can be shown is shown at once, the rest is held back until it is known.
+//! Stop strings over streamed text: what can be shown is shown at once, the rest is held back until it is
+//! known.
 
 use crate::error::{Error, Result};
 
@@ -40,7 +41,8 @@ pub struct StopMatcher {
 #[derive(Debug, Clone)]
 struct StopString {
     bytes: Box<[u8]>,
-    /// `borders[n]`: length of the longest proper prefix of the first `n` bytes that also ends them; `[0]` is 0.
+    /// `borders[n]`: length of the longest proper prefix of the first `n` bytes that also ends them; `[0]` is
+    /// 0.
     borders: Box<[u16]>,
     /// Bytes of the string that end the stream so far.
     num_matched: usize,
@@ -116,7 +118,8 @@ impl StopMatcher {
         StopOutcome { emit: self.emit_until(end), matched: None }
     }
 
-    /// Ends the stream: what is held back comes out, or the match that was waiting for an earlier one to fail.
+    /// Ends the stream: what is held back comes out, or the match that was waiting for an earlier one to
+    /// fail.
     pub fn flush(&mut self) -> StopOutcome {
         if self.ended {
             return StopOutcome::default();
@@ -156,8 +159,8 @@ impl StopMatcher {
         StopOutcome { emit, matched: Some(index) }
     }
 
-    /// The held text before the position `end` of the stream. Positions are starts of candidates or the end of
-    /// a piece, and a candidate starts with a whole code point, so this never splits one.
+    /// The held text before the position `end` of the stream. Positions are starts of candidates or the end
+    /// of a piece, and a candidate starts with a whole code point, so this never splits one.
     fn emit_until(&mut self, end: u64) -> String {
         let length = (end - self.num_emitted) as usize;
         let emit = self.held[self.held_start..self.held_start + length].to_owned();

@@ -40,8 +40,8 @@ impl StreamDecoder {
         }
     }
 
-    /// The text that became certain with `token`; often one word, empty within a code point of several tokens.
-    /// A token outside the vocabulary (models pad theirs) contributes nothing.
+    /// The text that became certain with `token`; often one word, empty within a code point of several
+    /// tokens. A token outside the vocabulary (models pad theirs) contributes nothing.
     pub fn push(&mut self, token: u32) -> String {
         let mut text = String::new();
         self.push_into(token, &mut text);
@@ -62,15 +62,16 @@ impl StreamDecoder {
         self.push_bytes(bytes, text);
     }
 
-    /// Ends the stream: U+FFFD where a code point was left incomplete. The decoder then stands at the start of a
-    /// stream that continues.
+    /// Ends the stream: U+FFFD where a code point was left incomplete. The decoder then stands at the start
+    /// of a stream that continues.
     pub fn finish(&mut self) -> String {
         let incomplete = std::mem::take(&mut self.num_pending) > 0;
         if incomplete { char::REPLACEMENT_CHARACTER.to_string() } else { String::new() }
     }
 
     fn push_bytes(&mut self, mut bytes: &[u8], text: &mut String) {
-        // A code point that began in earlier tokens is completed byte by byte, so that nothing is copied twice.
+        // A code point that began in earlier tokens is completed byte by byte, so that nothing is copied
+        // twice.
         while self.num_pending > 0 {
             let Some((&byte, rest)) = bytes.split_first() else { return };
             let mut sequence = [0; 4];

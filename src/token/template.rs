@@ -107,8 +107,8 @@ fn failed(problem: String) -> Error {
     Error::new(Status::TemplateFailed, format!("chat template: {problem}"))
 }
 
-/// `transformers` has a tag `generation` that marks the assistant's turns for training. Rendering ignores it, so
-/// here it becomes a condition that always holds.
+/// `transformers` has a tag `generation` that marks the assistant's turns for training. Rendering ignores it,
+/// so here it becomes a condition that always holds.
 fn without_generation_tags(source: &str) -> String {
     let mut output = String::with_capacity(source.len());
     let mut rest = source;

@@ -1,8 +1,8 @@
 //! From a chat template's source to instructions that cannot run away.
 //!
-//! `minijinja` counts steps and bytes, but not what an operation visits inside nested values: a list that holds
-//! another twice, forty times over, is cheap to build and endless to print or compare. So each instruction that
-//! looks into values is replaced by a call of the guarded operation of the same effect; see
+//! `minijinja` counts steps and bytes, but not what an operation visits inside nested values: a list that
+//! holds another twice, forty times over, is cheap to build and endless to print or compare. So each
+//! instruction that looks into values is replaced by a call of the guarded operation of the same effect; see
 //! [`crate::token::template_ops`].
 
 use minijinja::machinery::{CodeGenerator, Instruction, Instructions, Token, parse, tokenize};
@@ -19,6 +19,8 @@ const NUM_TAG_TOKENS_MAX: usize = 4096;
 const NUM_TAG_JOINS_MAX: usize = 256;
 /// Most `elif` in a template; the compiler recurses along them.
 const NUM_ELIFS_MAX: usize = 1024;
+/// Longest line; the crate counts columns in 16 bits.
+const LINE_BYTES_MAX: usize = 65_000;
 /// The template's name in error messages.
 pub(crate) const NAME: &str = "chat_template";
 
@@ -50,6 +52,9 @@ impl<'source> Code<'source> {
 
 /// Checks what the compiler's time and stack depend on.
 fn check_tokens(place: &str, source: &str, syntax: &SyntaxConfig) -> Result<()> {
+    if let Some(index) = source.split('\n').position(|line| line.len() > LINE_BYTES_MAX) {
+        return Err(invalid(place, format!("line {}: more than {LINE_BYTES_MAX} bytes", index + 1)));
+    }
     let (mut num_tokens, mut num_joins, mut num_elifs) = (0, 0, 0);
     for token in tokenize(source, false, syntax.clone()) {
         let (token, span) = token.map_err(|error| invalid(place, error))?;
@@ -102,6 +107,7 @@ fn replacement(place: &str, instruction: &Instruction) -> Result<Option<Instruct
         Instruction::In => call(op::IN, 2),
         Instruction::GetItem => call(op::GET_ITEM, 2),
         Instruction::Slice => call(op::SLICE, 4),
+        Instruction::Add => call(op::ADD, 2),
         Instruction::Mul => call(op::MUL, 2),
         Instruction::BuildMap(num_pairs) => call(op::DICT, num_pairs.saturating_mul(2)),
         Instruction::BuildList(num) => sequence(place, op::LIST, *num),

@@ -1,7 +1,7 @@
 //! The operations of chat templates that look into values, each within a budget for the whole rendering.
 //!
-//! Rendering has a thread to itself, so the budget is a variable of the thread: values are visited in places that
-//! pass nothing through.
+//! Rendering has a thread to itself, so the budget is a variable of the thread: values are visited in places
+//! that pass nothing through.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -38,6 +38,7 @@ pub(crate) mod op {
     pub const IN: &str = "$in";
     pub const GET_ITEM: &str = "$[]";
     pub const SLICE: &str = "$[:]";
+    pub const ADD: &str = "$+";
     pub const MUL: &str = "$*";
     pub const DICT: &str = "$dict";
     pub const LIST: &str = "$list";
@@ -46,7 +47,7 @@ pub(crate) mod op {
 }
 
 /// Filters that look into everything within their arguments, with the prefix of their guarded form.
-pub(crate) const DEEP_FILTERS: [&str; 31] = [
+pub(crate) const DEEP_FILTERS: [&str; 32] = [
     "$|dictsort",
     "$|e",
     "$|escape",
@@ -77,11 +78,12 @@ pub(crate) const DEEP_FILTERS: [&str; 31] = [
     "$|unique",
     "$|upper",
     "$|batch",
+    "$|slice",
     "$|zip",
 ];
 
 /// Filters that look at their argument itself, and at most at how many items it has.
-pub(crate) const SHALLOW_FILTERS: [&str; 17] = [
+pub(crate) const SHALLOW_FILTERS: [&str; 16] = [
     "$/abs",
     "$/attr",
     "$/bool",
@@ -97,7 +99,6 @@ pub(crate) const SHALLOW_FILTERS: [&str; 17] = [
     "$/list",
     "$/reverse",
     "$/round",
-    "$/slice",
     "$/urlencode",
 ];
 
@@ -232,8 +233,8 @@ fn is_container(value: &Value) -> bool {
     matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable | ValueKind::Map)
 }
 
-/// The items of a sequence as a list of its own. Lazy sequences hold those that they were made of, and a chain of
-/// them would be walked by recursion.
+/// The items of a sequence as a list of its own. Lazy sequences hold those that they were made of, and a
+/// chain of them would be walked by recursion.
 fn items(sequence: &Value) -> Result<Vec<Value>> {
     charge(sequence.len().unwrap_or_default() as u64)?;
     let mut items = Vec::new();
@@ -259,6 +260,7 @@ pub(crate) fn install(environment: &mut Environment<'static>) {
     install_constructors(environment);
     install_filters_and_tests(environment);
     environment.add_function(op::CONCAT, |a: &Value, b: &Value| concat(a, b));
+    environment.add_function(op::ADD, |a: &Value, b: &Value| add(a, b));
     environment.add_function(op::MUL, |a: &Value, b: &Value| multiply(a, b));
     environment.add_function(op::SLICE, |value: &Value, start: Value, stop: Value, step: Value| {
         slice(value, bound(&start)?, bound(&stop)?, bound(&step)?)
@@ -382,6 +384,29 @@ fn concat(a: &Value, b: &Value) -> Result<String> {
     if text.len() > TEXT_BYTES_MAX { Err(refused("a text is too long")) } else { Ok(text) }
 }
 
+fn add(a: &Value, b: &Value) -> Result<Value> {
+    if let (Some(a), Some(b)) = (integer(a), integer(b)) {
+        return a.checked_add(b).map(Value::from).ok_or_else(|| refused("a sum is too large"));
+    }
+    if a.as_str().is_some() && b.as_str().is_some() {
+        return concat(a, b).map(Value::from);
+    }
+    let is_sequence = |value: &Value| matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable);
+    if is_sequence(a) && is_sequence(b) {
+        let mut sum = items(a)?;
+        sum.extend(items(b)?);
+        return Ok(if a.is_tuple() && b.is_tuple() {
+            Value::from(Tuple::from(sum))
+        } else {
+            Value::from(sum)
+        });
+    }
+    match (f64::try_from(a.clone()), f64::try_from(b.clone())) {
+        (Ok(a), Ok(b)) => Ok(Value::from(a + b)),
+        _ => Err(refused(format!("cannot add {} and {}", a.kind(), b.kind()))),
+    }
+}
+
 fn multiply(a: &Value, b: &Value) -> Result<Value> {
     if let (Some(a), Some(b)) = (integer(a), integer(b)) {
         return a.checked_mul(b).map(Value::from).ok_or_else(|| refused("a product is too large"));
@@ -408,11 +433,8 @@ fn multiply(a: &Value, b: &Value) -> Result<Value> {
 }
 
 fn integer(value: &Value) -> Option<i64> {
-    if value.kind() == ValueKind::Number && value.is_integer() {
-        i64::try_from(value.clone()).ok()
-    } else {
-        None
-    }
+    let is_integer = value.kind() == ValueKind::Bool || value.is_integer();
+    if is_integer { i64::try_from(value.clone()).ok() } else { None }
 }
 
 /// A bound or step of a slice.

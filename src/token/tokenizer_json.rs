@@ -1,14 +1,15 @@
-//! The shape of `tokenizer.json`, read in one pass without building a tree: every count and length is checked as
-//! it is met, and sections that the `tokenizers` crate parses are bounded before it sees them.
+//! The shape of `tokenizer.json`, read in one pass without building a tree: every count and length is checked
+//! as it is met, and sections that the `tokenizers` crate parses are bounded before it sees them.
 
 use std::fmt;
-use std::marker::PhantomData;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::token::limits::{NUM_ADDED_TOKENS_MAX, NUM_MERGES_MAX, NUM_TOKENS_MAX, TOKEN_BYTES_MAX};
+use crate::token::limits::{
+    NUM_ADDED_TOKENS_MAX, NUM_MERGES_MAX, NUM_TOKENS_MAX, TOKEN_BYTES_MAX, VOCABULARY_BYTES_MAX,
+};
 
 /// A whole file.
 #[derive(Deserialize)]
@@ -42,8 +43,8 @@ pub(crate) struct AddedTokenEntry {
     pub special: bool,
 }
 
-/// The section `model` of any type; which fields matter depends on the type. A BPE `dropout` is for training and
-/// is ignored.
+/// The section `model` of any type; which fields matter depends on the type. A BPE `dropout` is for training
+/// and is ignored.
 #[derive(Deserialize)]
 pub(crate) struct ModelEntry {
     #[serde(rename = "type")]
@@ -124,6 +125,20 @@ pub(crate) enum PatternNode {
     Regex(IgnoredAny),
 }
 
+/// Counts the bytes of all tokens while they are read.
+#[derive(Default)]
+struct TotalBytes(usize);
+
+impl TotalBytes {
+    fn add<E: serde::de::Error>(&mut self, text: &str) -> Result<(), E> {
+        self.0 += text.len();
+        if self.0 > VOCABULARY_BYTES_MAX {
+            return Err(E::custom(format!("the tokens have more than {VOCABULARY_BYTES_MAX} bytes")));
+        }
+        Ok(())
+    }
+}
+
 /// A token, refused where it is too long.
 struct TokenText(String);
 
@@ -140,26 +155,23 @@ impl<'de> Deserialize<'de> for TokenText {
     }
 }
 
-/// Reads a JSON array of at most `num_max` entries.
-struct Bounded<T> {
-    what: &'static str,
-    num_max: usize,
-    entries: PhantomData<T>,
-}
+/// Reads `added_tokens`.
+struct AddedTokensVisitor;
 
-impl<'de, T: Deserialize<'de>> Visitor<'de> for Bounded<T> {
-    type Value = Vec<T>;
+impl<'de> Visitor<'de> for AddedTokensVisitor {
+    type Value = Vec<AddedTokenEntry>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "an array of {}", self.what)
+        f.write_str("an array of added tokens")
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
-        let mut list = Vec::new();
-        while let Some(entry) = entries.next_element()? {
-            push(&mut list, entry, self.num_max, self.what)?;
+        let (mut added, mut total) = (Vec::new(), TotalBytes::default());
+        while let Some(entry) = entries.next_element::<AddedTokenEntry>()? {
+            total.add(&entry.content)?;
+            push(&mut added, entry, NUM_ADDED_TOKENS_MAX, "added tokens")?;
         }
-        Ok(list)
+        Ok(added)
     }
 }
 
@@ -172,8 +184,7 @@ fn push<T, E: serde::de::Error>(list: &mut Vec<T>, entry: T, num_max: usize, wha
 }
 
 fn added_tokens<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<AddedTokenEntry>, D::Error> {
-    let what = "added tokens";
-    deserializer.deserialize_seq(Bounded { what, num_max: NUM_ADDED_TOKENS_MAX, entries: PhantomData })
+    deserializer.deserialize_seq(AddedTokensVisitor)
 }
 
 impl<'de> Deserialize<'de> for Vocabulary {
@@ -192,16 +203,18 @@ impl<'de> Visitor<'de> for VocabularyVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Vocabulary, A::Error> {
-        let mut ids = Vec::new();
+        let (mut ids, mut total) = (Vec::new(), TotalBytes::default());
         while let Some((TokenText(token), id)) = entries.next_entry::<TokenText, u32>()? {
+            total.add(&token)?;
             push(&mut ids, (token, id), NUM_TOKENS_MAX, "tokens")?;
         }
         Ok(Vocabulary::Ids(ids))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<Vocabulary, A::Error> {
-        let mut scores = Vec::new();
+        let (mut scores, mut total) = (Vec::new(), TotalBytes::default());
         while let Some((TokenText(token), score)) = entries.next_element::<(TokenText, f64)>()? {
+            total.add(&token)?;
             push(&mut scores, (token, score), NUM_TOKENS_MAX, "tokens")?;
         }
         Ok(Vocabulary::Scores(scores))
@@ -210,9 +223,27 @@ impl<'de> Visitor<'de> for VocabularyVisitor {
 
 impl<'de> Deserialize<'de> for Merges {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let bounded = Bounded { what: "merges", num_max: NUM_MERGES_MAX, entries: PhantomData };
-        let merges: Vec<Merge> = deserializer.deserialize_seq(bounded)?;
-        Ok(Self(merges.into_iter().map(|Merge(left, right)| (left, right)).collect()))
+        deserializer.deserialize_seq(MergesVisitor)
+    }
+}
+
+struct MergesVisitor;
+
+impl<'de> Visitor<'de> for MergesVisitor {
+    type Value = Merges;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array of merges")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<Merges, A::Error> {
+        let (mut merges, mut total) = (Vec::new(), TotalBytes::default());
+        while let Some(Merge(left, right)) = entries.next_element()? {
+            total.add(&left)?;
+            total.add(&right)?;
+            push(&mut merges, (left, right), NUM_MERGES_MAX, "merges")?;
+        }
+        Ok(Merges(merges))
     }
 }
 

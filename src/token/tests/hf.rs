@@ -1,5 +1,5 @@
-//! Hand-made tokenizer files of each kind, against ids worked out by hand and against the `tokenizers` crate run as
-//! a whole.
+//! Hand-made tokenizer files of each kind, against ids worked out by hand and against the `tokenizers` crate
+//! run as a whole.
 
 use std::sync::OnceLock;
 

@@ -69,6 +69,7 @@ fn lies_are_named() {
         (with("/decoder", Value::Null), "decoder"),
         (with("/decoder", json!({"type": "CTC"})), "CTC"),
         (with("/normalizer", json!({"type": "Nonsense"})), "normalizer"),
+        (with("/normalizer", json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"})), "normalizer"),
         (
             with(
                 "/pre_tokenizer",
@@ -79,7 +80,12 @@ fn lies_are_named() {
         (
             with(
                 "/post_processor",
-                json!({"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}], "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}], "special_tokens": {}}),
+                json!({
+                    "type": "TemplateProcessing",
+                    "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+                    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+                    "special_tokens": {},
+                }),
             ),
             "exactly once",
         ),
@@ -107,12 +113,12 @@ fn floods_are_refused() {
     let flood = |item: &str, num: usize| item.repeat(num).trim_end_matches(',').to_owned();
     let model = r#""model":{"type":"BPE","vocab":{"a":0},"merges":[]},"decoder":{"type":"ByteLevel"}"#;
     for (content, text) in [
-        (format!(r#"{{"normalizer":[{}],{model}}}"#, flood("1,", 20 << 20)), "normalizer has"),
+        (format!(r#"{{"normalizer":[{}],{model}}}"#, flood("1,", 20 << 20)), "normalizer: the section has"),
         (format!(r#"{{"decoder":[{}],"model":{{"vocab":{{}}}}}}"#, flood("1,", 20 << 20)), "decoder"),
-        (format!(r#"{{"model":[{}]}}"#, flood("0,", 40 << 20)), "invalid"),
+        (format!(r#"{{"model":[{}]}}"#, flood("0,", 30 << 20)), "invalid"),
         (
             format!(r#"{{"model":{{"vocab":{{}},"merges":[{}]}}}}"#, flood("\"a a\",", 3 << 20)),
-            "more than 2097152",
+            "more than 1048576",
         ),
         (format!(r#"{{"model":{{"vocab":[{}]}}}}"#, flood("[\"\",0],", 2 << 20)), "more than 1048576"),
         (
@@ -120,7 +126,7 @@ fn floods_are_refused() {
             "more than 65536",
         ),
         (
-            format!(r#"{{"x":[{}],"model":{{"vocab":{{"a":0}},"merges":["a a"]}}}}"#, flood("1,", 40 << 20)),
+            format!(r#"{{"x":[{}],"model":{{"vocab":{{"a":0}},"merges":["a a"]}}}}"#, flood("1,", 30 << 20)),
             "decoder",
         ),
     ] {

@@ -64,6 +64,7 @@ fn templates_see_what_transformers_gives_them() {
             "FalseTrueTrue",
         ),
         ("{%- set x = 'a' ~ 1 ~ true -%}\n{{ x }}", "a1True"),
+        ("{{ 1 + 2 }}{{ 1 + 0.5 }}{{ 'a' + 'b' }}{{ ([1] + [2, 3]) | length }}{{ true + 1 }}", "31.5ab32"),
         ("{{ strftime_now('%Y') | int > 2000 }}", "True"),
     ] {
         assert_eq!(render(source).as_deref(), Ok(expected), "{source}");
@@ -91,13 +92,11 @@ fn broken_templates_are_named_with_their_line() {
     }
 }
 
-/// Sources that would run or recurse without end, or take all memory.
-fn hostile_sources() -> Vec<String> {
-    let deep =
+/// Values that nest deeper, or grow, with every turn of a loop.
+fn growing() -> Vec<String> {
+    let turns =
         "{% set ns = namespace(x=[], y=[]) %}{% for i in range(100000) %}{% set ns.x = GROW %}{% endfor %}";
-    let shared = "{% set ns = namespace(x=[1], y=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}\
-                  {% set ns.y = [ns.y, ns.y] %}{% endfor %}";
-    let mut sources: Vec<String> = [
+    let grown = [
         "[ns.x]",
         "{'a': ns.x}",
         "(ns.x, 1)",
@@ -121,45 +120,55 @@ fn hostile_sources() -> Vec<String> {
         "ns.x | tojson",
         "ns.x | groupby('a')",
         "ns.x | slice(3)",
-    ]
-    .iter()
-    .map(|grow| deep.replace("GROW", grow) + "{{ ns.x }}")
-    .collect();
-    sources.extend(
-        [
-            "{{ ns.x }}",
-            "{% set z %}{{ ns.x }}{% endset %}",
-            "{{ ns.x ~ '' }}",
-            "{{ ns.x | tojson }}",
-            "{{ ns.x | string }}",
-            "{{ ns.x == ns.y }}",
-            "{{ ns.x < ns.y }}",
-            "{{ ns.x in [ns.y] }}",
-            "{{ [ns.x, ns.y] | unique }}",
-            "{{ [ns.x, ns.y] | sort }}",
-            "{{ ns.x | pprint }}",
-            "{{ [ns.x] | join('') }}",
-            "{{ '%s' | format(ns.x) }}",
-            "{{ '{}'.format(ns.x) }}",
-            "{{ ','.join([ns.x]) }}",
-            "{{ {'a': 1}[ns.x] }}",
-            "{{ {ns.x: 1} }}",
-            "{{ raise_exception(ns.x) }}",
-            "{{ ns.x is eq(ns.y) }}",
-            "{{ ns.x is sameas(ns.y) }}",
-            "{{ [ns.x] | select('eq', ns.y) }}",
-            "{{ debug() }}",
-            "{% for i in [1, 2] %}{{ loop.changed([ns.x]) }}{% endfor %}",
-            "{{ ns.x.count(ns.y) }}",
-            "{{ [[1]] | map('replace', ns.x, 'a') }}",
-            "{{ ns }}",
-            "{{ 'a'.replace('a', ns.x) }}",
-        ]
-        .iter()
-        .map(|use_it| format!("{shared}{use_it}")),
-    );
-    let chain = |start: &str, link: &str, num: usize| format!("{{{{ {start}{} }}}}", link.repeat(num));
-    sources.extend([
+    ];
+    grown.iter().map(|grow| turns.replace("GROW", grow) + "{{ ns.x }}").collect()
+}
+
+/// Uses of a list that holds another twice, sixty times over.
+fn sharing() -> Vec<String> {
+    let shared = "{% set ns = namespace(x=[1], y=[1]) %}{% for i in range(60) %}\
+                  {% set ns.x = [ns.x, ns.x] %}{% set ns.y = [ns.y, ns.y] %}{% endfor %}";
+    let uses = [
+        "{{ ns.x }}",
+        "{% set z %}{{ ns.x }}{% endset %}",
+        "{{ ns.x ~ '' }}",
+        "{{ ns.x | tojson }}",
+        "{{ ns.x | string }}",
+        "{{ ns.x == ns.y }}",
+        "{{ ns.x < ns.y }}",
+        "{{ ns.x in [ns.y] }}",
+        "{{ [ns.x, ns.y] | unique }}",
+        "{{ [ns.x, ns.y] | sort }}",
+        "{{ ns.x | pprint }}",
+        "{{ [ns.x] | join('') }}",
+        "{{ '%s' | format(ns.x) }}",
+        "{{ '{}'.format(ns.x) }}",
+        "{{ ','.join([ns.x]) }}",
+        "{{ {'a': 1}[ns.x] }}",
+        "{{ {ns.x: 1} }}",
+        "{{ raise_exception(ns.x) }}",
+        "{{ ns.x is eq(ns.y) }}",
+        "{{ ns.x is sameas(ns.y) }}",
+        "{{ [ns.x] | select('eq', ns.y) }}",
+        "{{ debug() }}",
+        "{% for i in [1, 2] %}{{ loop.changed([ns.x]) }}{% endfor %}",
+        "{{ ns.x.count(ns.y) }}",
+        "{{ [[1]] | map('replace', ns.x, 'a') }}",
+        "{{ ns }}",
+        "{{ 'a'.replace('a', ns.x) }}",
+    ];
+    uses.iter().map(|use_it| format!("{shared}{use_it}")).collect()
+}
+
+/// `num` times `link` within one expression, in lines that are short enough.
+fn chain(start: &str, link: &str, num: usize) -> String {
+    let line = link.repeat(num.min(1000)) + "\n";
+    format!("{{{{ {start}{} }}}}", line.repeat(num.div_ceil(1000)))
+}
+
+/// Loops and operations without end or measure.
+fn endless() -> Vec<String> {
+    vec![
         "{% for i in range(100000) %}{% for j in range(100000) %}{% set x = j %}{% endfor %}{% endfor %}"
             .to_owned(),
         "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}".to_owned(),
@@ -176,19 +185,25 @@ fn hostile_sources() -> Vec<String> {
         "{% include 'chat_template' %}".to_owned(),
         "{% extends 'chat_template' %}".to_owned(),
         "{% import 'chat_template' as x %}".to_owned(),
-        "{{ ".to_owned() + &"(".repeat(100_000),
-        "{% if 1 %}".repeat(90_000),
-        "{% if 1 %}".to_owned() + &"{% elif 1 %}".repeat(80_000) + "{% endif %}",
-        "{% for i in x %}".repeat(60_000),
-        "{{".repeat(500_000),
-        "{#".repeat(500_000),
-        "{% raw %}".repeat(100_000),
-        "{%".repeat(500_000),
-        "{{ '".to_owned() + &"\\".repeat(1_000_000),
-        "{% set x = 1 %}".repeat(60_000),
-        format!("{{{{ [{}] }}}}", "1,".repeat(100_000)),
+    ]
+}
+
+/// Sources that are long, and would be deep for a compiler that recurses.
+fn oversized() -> Vec<String> {
+    let mut sources = vec![
+        "{{ ".to_owned() + &"(\n".repeat(100_000),
+        "{% if 1 %}\n".repeat(90_000),
+        "{% if 1 %}".to_owned() + &"{% elif 1 %}\n".repeat(80_000) + "{% endif %}",
+        "{% for i in x %}\n".repeat(60_000),
+        "{{\n".repeat(300_000),
+        "{#\n".repeat(300_000),
+        "{% raw %}\n".repeat(90_000),
+        "{%\n".repeat(300_000),
+        "{{ '".to_owned() + &"\\\\\n".repeat(300_000),
+        "{% set x = 1 %}\n".repeat(60_000),
+        format!("{{{{ [{}] }}}}", "1,\n".repeat(100_000)),
         chain("a", "[0]", 3000) + &chain("a", "()", 3000),
-    ]);
+    ];
     for (start, link) in [
         ("1", "+1"),
         ("1", " ~ 1"),
@@ -211,7 +226,7 @@ fn hostile_sources() -> Vec<String> {
 
 #[test]
 fn hostile_templates_end_soon_with_an_error_or_an_end() {
-    for source in hostile_sources() {
+    for source in [growing(), sharing(), endless(), oversized()].concat() {
         let start = Instant::now();
         let outcome = render(&source);
         let name: String = source.chars().take(160).collect();
