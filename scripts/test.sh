@@ -71,7 +71,7 @@ num_failed=$((num_failed_tests + ${#failed_checks[@]}))
 
 heading "Not run"
 grep -E '^test .* \.\.\. ignored' "$log" | sed 's/^test /  /'
-echo "  GPU tests: there are none yet, the CPU is the only device"
+echo "  $(grep -rh '#\[test\]' tests/gpu | wc -l) GPU tests (tests/gpu): they need a CUDA card; scripts/gpu-check.sh runs them"
 if [ -n "$quick" ]; then echo "  all other test programs, the model checker and the documentation's examples: --quick"; fi
 if [ -z "${INFLIGHT_SIM_STEPS:-}" ]; then echo "  millions of simulated steps: --sim-steps 5000000 runs them"; fi
 

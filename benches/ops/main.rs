@@ -2,8 +2,9 @@
 //!
 //! `cargo bench --bench ops` runs the operations of a decoder of SmolLM2-135M's shape with random weights: one
 //! sequence, 16 sequences, and a prompt of 512 tokens. `-- --dtype f32|f16|bf16` sets the type of weights and
-//! cache, `-- --threads N` the threads, `-- --only WORD` picks workloads by name. For each operation it prints its time in one step and the larger of its
-//! shares of the peaks that were measured first: reading memory, and f32 multiply-adds.
+//! cache, `-- --threads N` the threads, `-- --only WORD` picks workloads by name. For each operation it
+//! prints its time in one step and the larger of its shares of the peaks that were measured first: reading memory,
+//! and f32 multiply-adds.
 
 mod decoder;
 mod peak;

@@ -21,6 +21,7 @@ mod stream;
 mod strftime;
 mod template;
 mod template_code;
+mod template_growth;
 mod template_ops;
 mod tokenizer_json;
 

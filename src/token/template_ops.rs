@@ -11,6 +11,7 @@ use minijinja::{Environment, Error, ErrorKind, Output, State};
 use minijinja_contrib::pycompat;
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::token::template_growth::Growth;
 use crate::token::{python_json, strftime};
 
 type Result<T> = std::result::Result<T, Error>;
@@ -22,7 +23,7 @@ const NUM_VISITS_MAX: u64 = 8 << 20;
 /// Values within values.
 const DEPTH_MAX: usize = 200;
 /// Longest text that one operation may make.
-const TEXT_BYTES_MAX: usize = 16 << 20;
+pub(crate) const TEXT_BYTES_MAX: usize = 16 << 20;
 
 /// Names of the guarded operations; the prefix keeps them apart from everything that a template can write.
 pub(crate) mod op {
@@ -303,6 +304,9 @@ fn install_filters_and_tests(environment: &mut Environment<'static>) {
             if is_deep {
                 visit_all(&args)?;
             }
+            if let Some((value, args)) = args.split_first() {
+                check_growth(filter, value, args)?;
+            }
             without_laziness(state.apply_filter(filter, &args)?)
         });
     }
@@ -371,7 +375,19 @@ fn call_method(state: &mut State, value: &Value, method: &str, args: &[Value]) -
     if value.kind() != ValueKind::Map {
         visit(value, 0)?;
     }
+    check_growth(method, value, args)?;
     without_laziness(pycompat::unknown_method_callback(state, value, method, args)?)
+}
+
+/// Refuses a filter or method whose result would be too large.
+fn check_growth(operation: &str, value: &Value, args: &[Value]) -> Result<()> {
+    match Growth::of(operation, value, args) {
+        Some(growth) if !growth.is_allowed() => {
+            Err(refused(format!("the result of {operation} is too large")))
+        }
+        Some(Growth::Values(num_values)) => charge(num_values as u64),
+        _ => Ok(()),
+    }
 }
 
 fn concat(a: &Value, b: &Value) -> Result<String> {

@@ -124,6 +124,30 @@ fn growing() -> Vec<String> {
     grown.iter().map(|grow| turns.replace("GROW", grow) + "{{ ns.x }}").collect()
 }
 
+/// Single operations that would make gigabytes.
+#[test]
+fn results_of_gigabytes_are_refused() {
+    for source in [
+        "{{ range(99999) | join('a' * 100000) }}",
+        "{{ ('a' * 100000).replace('a', 'a' * 100000) }}",
+        "{{ ('a' * 1000000) | replace('', 'b' * 1000) }}",
+        "{% set x = 'a' * 8000000 %}{{ ''.join([x] * 31) }}",
+        "{% set x = 'a' * 8000000 %}{{ [x] * 31 | join }}{{ ([x] * 31) | join }}",
+        "{{ ('a ' * 5000000).split(' ') | length }}",
+        "{{ ('a\\n' * 5000000).splitlines() | length }}",
+        "{{ [1] | batch(1000000000, 'x') | list }}",
+        "{{ [1] | slice(1000000000) | list }}",
+        "{{ '%999999999d' | format(1) }}",
+        "{{ '{:>999999999}'.format('a') }}",
+        "{{ 'a' | indent(999999999) }}",
+    ] {
+        let start = Instant::now();
+        let result = compile(source).and_then(|template| template.render(&serde_json::json!([]), true));
+        assert!(result.is_err(), "{source}: {:?}", result.map(|text| text.len()));
+        assert!(start.elapsed() < Duration::from_secs(2), "{source} took {:?}", start.elapsed());
+    }
+}
+
 /// Uses of a list that holds another twice, sixty times over.
 fn sharing() -> Vec<String> {
     let shared = "{% set ns = namespace(x=[1], y=[1]) %}{% for i in range(60) %}\
