@@ -9,7 +9,7 @@
  * host enqueues requests from any thread and polls events: tokens and text as they are made, and for each
  * request one last event that says how it ended. There is no server, no daemon and no Python. The library
  * opens no sockets, writes to no standard stream, installs no signal handlers, does not change the
- * environment, and reads no file outside the model.
+ * environment, and reads no file outside the model but the kernel's /proc/meminfo.
  *
  * The smallest program; link it with -linflight:
  *
