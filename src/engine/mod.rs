@@ -81,13 +81,14 @@ impl Engine {
         let shared = Arc::new(Shared::new(options.logger.clone()));
         let epoch = Instant::now();
         let (inbox, messages) = channel();
-        let (plan_sender, plans) = channel();
+        let (command_sender, commands) = channel();
         let (output_sender, outputs) = channel();
         let step_loop = StepLoop {
             scheduler: Scheduler::new(facts.scheduler),
             pipeline_depth: executor.pipeline_depth(),
             inbox: messages,
-            worker: plan_sender,
+            worker: command_sender,
+            is_collecting: false,
             output: output_sender,
             shared: shared.clone(),
             epoch,
@@ -104,7 +105,7 @@ impl Engine {
         })?;
         threads.spawn("ifl-worker", {
             let inbox = inbox.clone();
-            move || worker::run(executor, plans, inbox)
+            move || worker::run(executor, commands, inbox)
         })?;
         threads.spawn("ifl-scheduler", move || step_loop.run())?;
         let queue = make_queue(&shared, &inbox, facts.max_unread_tokens);

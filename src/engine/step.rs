@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use crate::backend::Sampled;
 use crate::config::LogLevel;
-use crate::engine::batch::StepPlan;
 use crate::engine::event::{FinishReason, RequestId};
 use crate::engine::output::OutputMessage;
 use crate::engine::scheduler::{Outcome, Scheduler};
@@ -16,7 +15,7 @@ use crate::engine::shared::Shared;
 use crate::engine::stream::RequestStream;
 use crate::engine::sync::Arc;
 use crate::engine::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
-use crate::engine::worker::panic_text;
+use crate::engine::worker::{Command, panic_text};
 use crate::error::{Error, Status};
 
 /// What the scheduler thread can be told.
@@ -43,7 +42,9 @@ pub(super) struct StepLoop {
     /// Steps that the worker may have at a time.
     pub(super) pipeline_depth: usize,
     pub(super) inbox: Receiver<Message>,
-    pub(super) worker: Sender<StepPlan>,
+    pub(super) worker: Sender<Command>,
+    /// Whether the worker has been told to collect a step and has not answered.
+    pub(super) is_collecting: bool,
     pub(super) output: Sender<OutputMessage>,
     pub(super) shared: Arc<Shared>,
     /// Zero of the engine's clock.
@@ -71,14 +72,23 @@ impl StepLoop {
                 return error;
             }
             self.scheduler.expire(self.now(), &mut outcomes);
-            while self.scheduler.num_in_flight() < self.pipeline_depth
-                && let Some(plan) = self.scheduler.plan(&mut outcomes)
-            {
-                self.shared.count_step();
-                // A worker that is gone has said why in the inbox.
-                let _ = self.worker.send(plan);
-            }
+            self.command_worker(&mut outcomes);
             self.publish(&mut outcomes);
+        }
+    }
+
+    /// Hands over as many steps as may be in flight and only then lets the worker wait for the oldest, so that the
+    /// device has its next step before the worker sleeps. A worker that is gone has said why in the inbox.
+    fn command_worker(&mut self, outcomes: &mut Vec<Outcome>) {
+        while self.scheduler.num_in_flight() < self.pipeline_depth
+            && let Some(plan) = self.scheduler.plan(outcomes)
+        {
+            self.shared.count_step();
+            let _ = self.worker.send(Command::Submit(plan));
+        }
+        if self.scheduler.num_in_flight() > 0 && !self.is_collecting {
+            self.is_collecting = true;
+            let _ = self.worker.send(Command::Collect);
         }
     }
 
@@ -124,6 +134,7 @@ impl StepLoop {
                 self.scheduler.remove(id);
             }
             Message::StepDone(sampled) => {
+                self.is_collecting = false;
                 self.shared.count_outputs(sampled.len() as u64);
                 self.scheduler.commit(sampled, outcomes);
             }

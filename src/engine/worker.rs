@@ -7,35 +7,29 @@ use crate::backend::BackendResult;
 use crate::engine::batch::StepPlan;
 use crate::engine::executor::Executor;
 use crate::engine::step::Message;
-use crate::engine::sync::mpsc::{Receiver, Sender, TryRecvError};
+use crate::engine::sync::mpsc::{Receiver, Sender};
 use crate::error::{Error, Result};
 
-/// Runs plans until the scheduler thread hangs up or a step fails; a failure is the last thing it reports.
-pub(super) fn run(mut executor: Box<dyn Executor>, plans: Receiver<StepPlan>, scheduler: Sender<Message>) {
-    let mut num_in_flight = 0;
-    loop {
-        let next = if num_in_flight == 0 {
-            plans.recv().map_err(|_| TryRecvError::Disconnected)
-        } else if num_in_flight < executor.pipeline_depth() {
-            plans.try_recv()
-        } else {
-            Err(TryRecvError::Empty)
-        };
-        let result = match next {
-            Ok(plan) => {
-                num_in_flight += 1;
-                guard(|| executor.submit(&plan)).map(|()| None)
-            }
-            Err(TryRecvError::Empty) => {
-                num_in_flight -= 1;
-                guard(|| executor.collect()).map(Some)
-            }
-            Err(TryRecvError::Disconnected) => return,
-        };
-        let message = match result {
-            Ok(None) => continue,
-            Ok(Some(sampled)) => Message::StepDone(sampled),
-            Err(error) => Message::StepFailed(error),
+/// What the worker is told, in order.
+pub(super) enum Command {
+    /// Start this step; may come while earlier ones run.
+    Submit(StepPlan),
+    /// Wait for the oldest step and report its samples.
+    Collect,
+}
+
+/// Follows commands until the scheduler thread hangs up or a step fails; a failure is the last thing it reports.
+pub(super) fn run(mut executor: Box<dyn Executor>, commands: Receiver<Command>, scheduler: Sender<Message>) {
+    while let Ok(command) = commands.recv() {
+        let message = match command {
+            Command::Submit(plan) => match guard(|| executor.submit(&plan)) {
+                Ok(()) => continue,
+                Err(error) => Message::StepFailed(error),
+            },
+            Command::Collect => match guard(|| executor.collect()) {
+                Ok(sampled) => Message::StepDone(sampled),
+                Err(error) => Message::StepFailed(error),
+            },
         };
         let is_over = matches!(message, Message::StepFailed(_));
         if scheduler.send(message).is_err() || is_over {
