@@ -13,6 +13,22 @@
 constexpr int WARP_THREADS = 32;
 constexpr unsigned FULL_WARP = 0xffffffffu;
 
+// A kernel may be launched while the one before it still runs (programmatic dependent launch, sm_90 and later), so
+// that its blocks are in place and hold what does not depend on the other when that ends. Such a kernel first lets
+// its own successor start, and calls `wait_for_predecessor` in every thread before it touches anything that an
+// earlier kernel reads or writes: the wait also covers all kernels before that one, since each has waited itself.
+__device__ inline void start_successor() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+__device__ inline void wait_for_predecessor() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // 8 elements of 2 bytes, loaded and stored at once.
 constexpr int VECTOR_ELEMENTS = 8;
 

@@ -54,20 +54,30 @@ template <typename T, int WEIGHT_TILES, int INPUT_TILES> struct Turn {
 
   // Every load is unconditional, so that all are in flight together: rows past the end repeat the last, and their
   // products are not stored; k past the end repeats the first and meets inputs of zero.
-  __device__ inline void load(const SkinnyLinearParams &params, uint32_t first_k) {
+  __device__ inline void load_weights(const SkinnyLinearParams &params, uint32_t first_k) {
     const uint32_t lane = threadIdx.x % WARP_THREADS;
     const uint32_t first_feature = blockIdx.x * 16 * WEIGHT_TILES + lane / 4;
     const uint64_t stride = params.in_features;
 #pragma unroll
     for (int l = 0; l < LOADS; l++) {
       const uint32_t k = first_k + l * LOAD_ELEMENTS + lane % 4 * VECTOR_ELEMENTS;
-      const bool is_inside = k < params.in_features;
-      const uint32_t valid_k = is_inside ? k : 0;
+      const uint32_t valid_k = k < params.in_features ? k : 0;
 #pragma unroll
       for (int i = 0; i < 2 * WEIGHT_TILES; i++) {
         const uint64_t feature = min(first_feature + 8 * i, params.out_features - 1);
         weights[l][i / 2][i % 2] = load_streaming(static_cast<const T *>(params.weight) + feature * stride + valid_k);
       }
+    }
+  }
+
+  __device__ inline void load_inputs(const SkinnyLinearParams &params, uint32_t first_k) {
+    const uint32_t lane = threadIdx.x % WARP_THREADS;
+    const uint64_t stride = params.in_features;
+#pragma unroll
+    for (int l = 0; l < LOADS; l++) {
+      const uint32_t k = first_k + l * LOAD_ELEMENTS + lane % 4 * VECTOR_ELEMENTS;
+      const bool is_inside = k < params.in_features;
+      const uint32_t valid_k = is_inside ? k : 0;
 #pragma unroll
       for (int i = 0; i < INPUT_TILES; i++) {
         const uint64_t row = min(8 * i + lane / 4, params.rows - 1);
@@ -76,6 +86,11 @@ template <typename T, int WEIGHT_TILES, int INPUT_TILES> struct Turn {
         inputs[l][i] = is_inside ? input : make_uint4(0, 0, 0, 0);
       }
     }
+  }
+
+  __device__ inline void load(const SkinnyLinearParams &params, uint32_t first_k) {
+    load_weights(params, first_k);
+    load_inputs(params, first_k);
   }
 
   __device__ inline void add_products(float (&sums)[WEIGHT_TILES][INPUT_TILES][4]) const {
@@ -92,18 +107,21 @@ template <typename T, int WEIGHT_TILES, int INPUT_TILES> struct Turn {
   }
 };
 
-// One warp's turns. The loads of a turn are issued before the products of the one before.
+// One warp's turns. The loads of a turn are issued before the products of the one before, and the first weights
+// are on their way before the kernel that makes the inputs has ended.
 template <typename T, int WEIGHT_TILES, int INPUT_TILES>
 __device__ inline void sum_warp(const SkinnyLinearParams &params, float (&sums)[WEIGHT_TILES][INPUT_TILES][4]) {
   using WarpTurn = Turn<T, WEIGHT_TILES, INPUT_TILES>;
   constexpr uint32_t STRIDE = WARPS * WarpTurn::ELEMENTS;
   uint32_t k = threadIdx.x / WARP_THREADS * WarpTurn::ELEMENTS;
+  WarpTurn even;
+  WarpTurn odd;
+  even.load_weights(params, k);
+  wait_for_predecessor();
   if (k >= params.in_features) {
     return;
   }
-  WarpTurn even;
-  WarpTurn odd;
-  even.load(params, k);
+  even.load_inputs(params, k);
   while (true) {
     if (k + STRIDE >= params.in_features) {
       even.add_products(sums);
@@ -128,6 +146,7 @@ __device__ inline void skinny_linear(const SkinnyLinearParams &params) {
   // The last dimension is padded against bank conflicts.
   __shared__ float warp_sums[WARPS][ROWS][FEATURES + 4];
   float sums[WEIGHT_TILES][INPUT_TILES][4] = {};
+  start_successor();
   sum_warp<T, WEIGHT_TILES, INPUT_TILES>(params, sums);
 
   const int lane = threadIdx.x % WARP_THREADS;

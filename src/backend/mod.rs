@@ -310,6 +310,37 @@ pub trait Backend: Send + 'static {
     /// Makes `batch` the one that the operations below run on, and resolves [`TOKEN_FROM_SLOT`].
     fn load_batch(&mut self, batch: &Batch) -> BackendResult<()>;
 
+    /// Loads `batch` and runs a step's `operations` on it, which end with [`Backend::sample`]. Their argument is
+    /// the number of rows to work on: the batch's tokens, or more where the backend pads it to the size of a step
+    /// that it has recorded. Rows past the batch's hold anything.
+    ///
+    /// A backend may record the operations once per size and replay them later instead of calling them, so they
+    /// must be the same for every batch.
+    fn run_step(
+        &mut self,
+        batch: &Batch,
+        operations: &mut dyn FnMut(&mut Self, usize) -> BackendResult<()>,
+    ) -> BackendResult<()>
+    where
+        Self: Sized,
+    {
+        self.load_batch(batch)?;
+        operations(self, batch.num_tokens())
+    }
+
+    /// Prepares for steps of `operations` whose contexts reach up to `max_context_len` tokens: records them,
+    /// chooses algorithms. Called once, after everything was allocated and before the first step.
+    fn warm_up(
+        &mut self,
+        _max_context_len: usize,
+        _operations: &mut dyn FnMut(&mut Self, usize) -> BackendResult<()>,
+    ) -> BackendResult<()>
+    where
+        Self: Sized,
+    {
+        Ok(())
+    }
+
     /// `out[t] = table[tokens[t]]` for the batch's tokens. `table` is `[vocab, hidden]`.
     fn embed(&mut self, table: &Self::Tensor, out: &mut Self::Tensor) -> BackendResult<()>;
 

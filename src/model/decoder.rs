@@ -29,9 +29,14 @@ pub struct DecoderConfig {
     pub limits: BackendLimits,
 }
 
-/// A loaded model. Everything it needs on the device is allocated by [`Decoder::load`].
+/// A loaded model on its backend. Everything it needs on the device is allocated by [`Decoder::load`].
 pub struct Decoder<B: Backend> {
     backend: B,
+    model: LoadedModel<B>,
+}
+
+/// What a step works with.
+struct LoadedModel<B: Backend> {
     weights: Weights<B::Tensor>,
     /// `[max_model_len, rotary_dim]`: cosines, then sines.
     rope_table: B::Tensor,
@@ -64,8 +69,7 @@ impl<B: Backend> Decoder<B> {
         let Positions::Rope { pairing, .. } = spec.positions;
         let Mlp::Gated { activation } = spec.mlp;
         let Norm::Rms { epsilon } = spec.norm;
-        Ok(Self {
-            backend,
+        let model = LoadedModel {
             weights,
             rope_table,
             kv_cache,
@@ -74,35 +78,17 @@ impl<B: Backend> Decoder<B> {
             rope_pairing: pairing.into(),
             activation: activation.into(),
             norm_epsilon: epsilon,
-        })
+        };
+        let mut decoder = Self { backend, model };
+        let Self { backend, model } = &mut decoder;
+        backend.warm_up(config.max_model_len, &mut |backend, rows| model.run(backend, rows))?;
+        Ok(decoder)
     }
 
     /// Runs one step: every token of `batch` through every layer, and a sample for each sampled row.
     pub fn forward(&mut self, batch: &Batch) -> BackendResult<()> {
-        let Self { backend, weights, kv_cache, heads, norm_epsilon: epsilon, .. } = self;
-        let Activations { residual, normed, qkv, attention, gate_up, gated, delta, logits } =
-            &mut self.activations;
-        let rows = batch.num_tokens();
-
-        backend.load_batch(batch)?;
-        backend.embed(&weights.embedding, residual)?;
-        for (index, layer) in weights.layers.iter().enumerate() {
-            // What a block adds to the residual is added by the norm that follows it.
-            let added = (index > 0).then_some(&*delta);
-            backend.add_rms_norm(residual, added, &layer.attention_norm, *epsilon, normed, rows)?;
-            backend.linear(normed, &layer.qkv, qkv, rows)?;
-            backend.rope_and_write_kv(qkv, &self.rope_table, self.rope_pairing, heads, kv_cache, index)?;
-            backend.attention(qkv, heads, kv_cache, index, attention)?;
-            backend.linear(attention, &layer.attention_output, delta, rows)?;
-
-            backend.add_rms_norm(residual, Some(delta), &layer.mlp_norm, *epsilon, normed, rows)?;
-            backend.linear(normed, &layer.gate_up, gate_up, rows)?;
-            backend.gated_activation(gate_up, self.activation, gated, rows)?;
-            backend.linear(gated, &layer.down, delta, rows)?;
-        }
-        backend.add_rms_norm(residual, Some(delta), &weights.final_norm, *epsilon, normed, rows)?;
-        backend.logits(normed, weights.head.as_ref().unwrap_or(&weights.embedding), logits)?;
-        backend.sample(logits)
+        let Self { backend, model } = self;
+        backend.run_step(batch, &mut |backend, rows| model.run(backend, rows))
     }
 
     /// Waits for the oldest [`Decoder::forward`] not yet collected: one entry per sampled row.
@@ -118,12 +104,40 @@ impl<B: Backend> Decoder<B> {
     /// Logits of the first `num_rows` sampled rows of the last step, `[num_rows, vocab_size]`, waiting for
     /// the device; for tests and tools.
     pub fn read_logits(&mut self, num_rows: usize) -> BackendResult<Vec<f32>> {
-        self.backend.read_rows(&self.activations.logits, num_rows)
+        self.backend.read_rows(&self.model.activations.logits, num_rows)
     }
 
     /// The backend it runs on.
     pub fn backend(&self) -> &B {
         &self.backend
+    }
+}
+
+impl<B: Backend> LoadedModel<B> {
+    /// The operations of a step on the backend's batch, `rows` rows of it.
+    fn run(&mut self, backend: &mut B, rows: usize) -> BackendResult<()> {
+        let Self { weights, rope_table, kv_cache, heads, norm_epsilon: epsilon, .. } = self;
+        let Activations { residual, normed, qkv, attention, gate_up, gated, delta, logits } =
+            &mut self.activations;
+
+        backend.embed(&weights.embedding, residual)?;
+        for (index, layer) in weights.layers.iter().enumerate() {
+            // What a block adds to the residual is added by the norm that follows it.
+            let added = (index > 0).then_some(&*delta);
+            backend.add_rms_norm(residual, added, &layer.attention_norm, *epsilon, normed, rows)?;
+            backend.linear(normed, &layer.qkv, qkv, rows)?;
+            backend.rope_and_write_kv(qkv, rope_table, self.rope_pairing, heads, kv_cache, index)?;
+            backend.attention(qkv, heads, kv_cache, index, attention)?;
+            backend.linear(attention, &layer.attention_output, delta, rows)?;
+
+            backend.add_rms_norm(residual, Some(delta), &layer.mlp_norm, *epsilon, normed, rows)?;
+            backend.linear(normed, &layer.gate_up, gate_up, rows)?;
+            backend.gated_activation(gate_up, self.activation, gated, rows)?;
+            backend.linear(gated, &layer.down, delta, rows)?;
+        }
+        backend.add_rms_norm(residual, Some(delta), &weights.final_norm, *epsilon, normed, rows)?;
+        backend.logits(normed, weights.head.as_ref().unwrap_or(&weights.embedding), logits)?;
+        backend.sample(logits)
     }
 }
 

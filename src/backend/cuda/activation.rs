@@ -57,7 +57,7 @@ impl GatedActivation {
             rows: to_u32(check.operation, rows)?,
         };
         let grid = [vectors.div_ceil(THREADS), rows.min(MAX_GRID_ROWS) as u32, 1];
-        let launch = Launch { grid, threads: THREADS, shared_bytes: 0 };
+        let launch = Launch { grid, threads: THREADS, shared_bytes: 0, overlaps: true };
         gpu.launch(check.operation, kernels.get(out.dtype()), launch, &params)
     }
 }

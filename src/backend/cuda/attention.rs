@@ -114,13 +114,13 @@ impl Attention {
         check.cache(cache, layer, shape)?;
         let layout = *cache.layout();
         step.batch.check_cache(check, &layout)?;
-        let num_tokens = step.batch.num_tokens;
+        let launch = step.batch.launch;
+        let num_tokens = launch.tokens;
         check.tensor("qkv", qkv, layout.dtype, num_tokens, shape.qkv_width())?;
         check.tensor("out", out, layout.dtype, num_tokens, shape.num_heads * shape.head_dim)?;
         let Some(kernels) = self.heads.iter().find(|kernels| kernels.head_dim == shape.head_dim) else {
             return check.fail(format!("heads of {}; kernels are built for {HEAD_DIMS:?}", shape.head_dim));
         };
-        let plan = &step.batch.plan;
         // The places do not depend on the batch, only on the largest number of partial results.
         let num_stats = step.max_partials() as u64 * shape.num_heads as u64;
         let (stats_bytes, sums_bytes) = (num_stats * 8, num_stats * shape.head_dim as u64 * 4);
@@ -143,22 +143,26 @@ impl Attention {
             scale_log2: shape.scale * LOG2_E,
         };
         let group = shape.num_heads / shape.num_kv_heads;
-        let (items, splits, tiles) =
-            (plan.decode_items.len(), plan.split_rows.len(), plan.prompt_tiles.len());
         let prompt = Launch {
-            grid: [tiles as u32, shape.num_heads as u32, 1],
+            grid: [launch.prompt_tiles as u32, shape.num_heads as u32, 1],
             threads: PROMPT_THREADS,
             shared_bytes: kernels.prompt_shared_bytes,
+            overlaps: false,
         };
         gpu.launch(check.operation, kernels.prompt.get(layout.dtype), prompt, &params)?;
         let decode = Launch {
-            grid: [items as u32, shape.num_kv_heads as u32, group.div_ceil(DECODE_HEADS) as u32],
+            grid: [
+                launch.decode_items as u32,
+                shape.num_kv_heads as u32,
+                group.div_ceil(DECODE_HEADS) as u32,
+            ],
             threads: kernels.decode_threads,
             shared_bytes: kernels.decode_shared_bytes,
+            overlaps: true,
         };
         gpu.launch(check.operation, kernels.decode.get(layout.dtype), decode, &params)?;
-        let grid = [splits as u32, shape.num_heads as u32, 1];
-        let combine = Launch { grid, threads: shape.head_dim as u32, shared_bytes: 0 };
+        let grid = [launch.split_rows as u32, shape.num_heads as u32, 1];
+        let combine = Launch { grid, threads: shape.head_dim as u32, shared_bytes: 0, overlaps: true };
         gpu.launch(check.operation, kernels.combine.get(layout.dtype), combine, &params)
     }
 }

@@ -146,11 +146,23 @@ impl UploadLayout {
     }
 }
 
+/// For how many rows, tokens and so on operations are launched: the loaded batch's numbers, or the largest that a
+/// step is being recorded for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct LaunchSizes {
+    pub(super) rows: usize,
+    pub(super) tokens: usize,
+    pub(super) sampled: usize,
+    pub(super) decode_items: usize,
+    pub(super) split_rows: usize,
+    pub(super) prompt_tiles: usize,
+}
+
 /// What the host keeps of the batch that operations run on.
 #[derive(Debug, Default)]
 pub(super) struct LoadedBatch {
     pub(super) num_rows: usize,
-    pub(super) num_tokens: usize,
+    pub(super) launch: LaunchSizes,
     /// One past the largest position.
     pub(super) max_context_len: usize,
     /// Slot of each sampled row.
@@ -188,6 +200,8 @@ pub(super) struct StepState {
     pub(super) cache_places: DevicePtr,
     pub(super) slot_states: DevicePtr,
     pub(super) batch: LoadedBatch,
+    /// Whether operations are recorded for later steps instead of run.
+    pub(super) is_recording: bool,
     tokens: DevicePtr,
     resets_start: DevicePtr,
     layout: UploadLayout,
@@ -248,6 +262,7 @@ impl StepState {
             cache_places,
             slot_states,
             batch: LoadedBatch::default(),
+            is_recording: false,
             tokens: at(layout.tokens),
             resets_start: at(layout.resets),
             layout,
@@ -267,6 +282,16 @@ impl StepState {
         &self.limits
     }
 
+    /// Largest number of items of attention beyond one per row.
+    pub(super) fn max_extra_items(&self) -> usize {
+        self.target_items
+    }
+
+    /// The cache that batches are checked for.
+    pub(super) fn kv_layout(&self) -> Option<&KvLayout> {
+        self.kv_layout.as_ref()
+    }
+
     /// Largest number of partial results of a step's attention: a row that is split makes at most twice its
     /// share of the items.
     pub(super) fn max_partials(&self) -> usize {
@@ -279,9 +304,9 @@ impl StepState {
         self.resets.push(SlotReset { state, slot, reserved: 0 });
     }
 
-    /// Checks `batch`, uploads it with the resets so far, and derives the tokens' arrays on the device.
+    /// Checks `batch` and uploads it with the resets so far; [`StepState::prepare`] comes next.
     pub(super) fn load(&mut self, gpu: &Gpu, check: Checker, batch: &Batch) -> BackendResult<()> {
-        self.batch.num_tokens = 0;
+        self.batch.launch = LaunchSizes::default();
         self.batch.sampled_slots.clear();
         self.check(check, batch)?;
         self.describe(batch);
@@ -311,15 +336,17 @@ impl StepState {
             }
         }
         upload.copied.record(gpu)?;
-        self.prepare(gpu, batch)
-    }
-
-    fn prepare(&mut self, gpu: &Gpu, batch: &Batch) -> BackendResult<()> {
         let (header, slot_states) = (self.arrays.header, self.slot_states);
         let resets = ResetSlotsParams { header, resets: self.resets_start, slot_states };
         let num_blocks = (self.resets.len() as u32).div_ceil(THREADS);
         gpu.launch("reset_slots", &self.reset_slots, Launch::new(num_blocks, THREADS), &resets)?;
         self.resets.clear();
+        Ok(())
+    }
+
+    /// Derives the arrays of the loaded batch's tokens on the device.
+    pub(super) fn prepare(&self, gpu: &Gpu) -> BackendResult<()> {
+        let slot_states = self.slot_states;
         let params = PrepareBatchParams {
             arrays: self.arrays,
             tokens: self.tokens,
@@ -330,7 +357,8 @@ impl StepState {
             block_size: self.kv_layout.map_or(0, |kv| kv.block_size as u32),
             reserved: 0,
         };
-        gpu.launch("load_batch", &self.prepare_batch, Launch::new(batch.num_rows() as u32, THREADS), &params)
+        let launch = Launch::new(self.batch.launch.rows as u32, THREADS);
+        gpu.launch("load_batch", &self.prepare_batch, launch, &params)
     }
 
     /// Everything that kernels rely on: after this no batch makes them leave their buffers.
@@ -385,12 +413,19 @@ impl StepState {
     fn describe(&mut self, batch: &Batch) {
         let loaded = &mut self.batch;
         loaded.num_rows = batch.num_rows();
-        loaded.num_tokens = batch.num_tokens();
         loaded.max_context_len = batch.context_lens.iter().copied().max().unwrap_or(0) as usize;
         loaded.sampled_slots.extend(batch.sampled_rows.iter().map(|&row| batch.slots[row as usize]));
         loaded.is_all_sampled = batch.num_sampled() == batch.num_tokens();
         loaded.checked_cache = self.kv_layout.map(|layout| (layout.block_size, layout.num_blocks));
         loaded.plan.fill(batch, self.target_items);
+        loaded.launch = LaunchSizes {
+            rows: batch.num_rows(),
+            tokens: batch.num_tokens(),
+            sampled: batch.num_sampled(),
+            decode_items: loaded.plan.decode_items.len(),
+            split_rows: loaded.plan.split_rows.len(),
+            prompt_tiles: loaded.plan.prompt_tiles.len(),
+        };
     }
 }
 

@@ -22,6 +22,8 @@ pub(super) struct Gpu {
     context: sys::CUcontext,
     stream: sys::CUstream,
     num_multiprocessors: u32,
+    /// Major and minor compute capability.
+    compute_capability: (u32, u32),
     /// Set by the first sticky error; every later call fails at once.
     is_lost: Cell<bool>,
 }
@@ -67,20 +69,40 @@ impl Gpu {
             check("creating a context", sys::cuDevicePrimaryCtxRetain(&mut context, device))?;
         }
         // From here on `Drop` releases what exists.
-        let mut gpu = Gpu { device, context, stream, num_multiprocessors: 0, is_lost: Cell::new(false) };
-        let (mut least, mut greatest, mut multiprocessors) = (0, 0, 0);
+        let mut gpu = Gpu {
+            device,
+            context,
+            stream,
+            num_multiprocessors: 0,
+            compute_capability: (0, 0),
+            is_lost: Cell::new(false),
+        };
+        let (mut least, mut greatest) = (0, 0);
         // SAFETY: as above; the stream belongs to the context that is made current.
         unsafe {
             check("entering its context", sys::cuCtxSetCurrent(context))?;
             check("reading priorities", sys::cuCtxGetStreamPriorityRange(&mut least, &mut greatest))?;
             let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
             check("creating a stream", sys::cuStreamCreateWithPriority(&mut stream, flags, greatest))?;
-            let attribute = Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
-            check("reading its size", sys::cuDeviceGetAttribute(&mut multiprocessors, attribute, device))?;
         }
         gpu.stream = stream;
-        gpu.num_multiprocessors = u32::try_from(multiprocessors).unwrap_or(1);
+        let attribute = |attribute: Attribute| -> Result<u32> {
+            let mut value = 0;
+            // SAFETY: the pointer is to a local.
+            check("reading its size", unsafe { sys::cuDeviceGetAttribute(&mut value, attribute, device) })?;
+            Ok(u32::try_from(value).unwrap_or(0))
+        };
+        gpu.num_multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?.max(1);
+        gpu.compute_capability = (
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        );
         Ok(gpu)
+    }
+
+    /// Major and minor compute capability.
+    pub(super) fn compute_capability(&self) -> (u32, u32) {
+        self.compute_capability
     }
 
     pub(super) fn num_multiprocessors(&self) -> u32 {
@@ -157,22 +179,28 @@ impl Gpu {
             return Ok(());
         }
         let mut arguments = [ptr::from_ref(params).cast_mut().cast::<c_void>()];
+        let mut overlap = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: shape.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shape.shared_bytes,
+            hStream: self.stream,
+            attrs: &mut overlap,
+            numAttrs: u32::from(shape.overlaps && self.compute_capability.0 >= 9),
+        };
         // SAFETY: the kernel takes one parameter, a struct whose layout `P` mirrors (`Params`), and the driver
-        // copies it before it returns. What the struct points to was checked by the launcher.
+        // copies it before it returns. What the struct points to was checked by the launcher. The attribute
+        // lives through the call.
         let result = unsafe {
-            sys::cuLaunchKernel(
-                kernel.function,
-                x,
-                y,
-                z,
-                shape.threads,
-                1,
-                1,
-                shape.shared_bytes,
-                self.stream,
-                arguments.as_mut_ptr(),
-                ptr::null_mut(),
-            )
+            sys::cuLaunchKernelEx(&config, kernel.function, arguments.as_mut_ptr(), ptr::null_mut())
         };
         self.check(operation, result)
     }
@@ -265,12 +293,20 @@ pub(super) struct Launch {
     pub(super) grid: [u32; 3],
     pub(super) threads: u32,
     pub(super) shared_bytes: u32,
+    /// The kernel may start while the one before it still runs, on devices that can do so, because it calls
+    /// `wait_for_predecessor` (`kernels/common.cuh`) before it touches what others write.
+    pub(super) overlaps: bool,
 }
 
 impl Launch {
-    /// `blocks` blocks in a row, without dynamic shared memory.
+    /// `blocks` blocks in a row, without dynamic shared memory, after everything before it has finished.
     pub(super) fn new(blocks: u32, threads: u32) -> Launch {
-        Launch { grid: [blocks, 1, 1], threads, shared_bytes: 0 }
+        Launch { grid: [blocks, 1, 1], threads, shared_bytes: 0, overlaps: false }
+    }
+
+    /// The same, overlapping its predecessor.
+    pub(super) fn overlapping(blocks: u32, threads: u32) -> Launch {
+        Launch { overlaps: true, ..Launch::new(blocks, threads) }
     }
 }
 

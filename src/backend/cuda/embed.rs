@@ -60,7 +60,7 @@ impl Embed {
         table: &Tensor,
         out: &mut Tensor,
     ) -> BackendResult<()> {
-        let num_tokens = step.batch.num_tokens;
+        let num_tokens = step.batch.launch.tokens;
         check.tensor("out", out, table.dtype(), num_tokens, table.columns())?;
         check.tensor("table", table, out.dtype(), step.limits().vocab_size, table.columns())?;
         check.vectors("table", table)?;
@@ -72,7 +72,7 @@ impl Embed {
             vectors: to_u32(check.operation, table.columns() / VECTOR_ELEMENTS)?,
             vocab_size: to_u32(check.operation, table.rows())?,
         };
-        gpu.launch(check.operation, &self.embed, Launch::new(num_tokens as u32, THREADS), &params)
+        gpu.launch(check.operation, &self.embed, Launch::overlapping(num_tokens as u32, THREADS), &params)
     }
 
     /// Copies the hidden rows of `count` sampled rows from `first` on to `out`, which has room for them.
@@ -93,6 +93,6 @@ impl Embed {
             vectors: to_u32("logits", hidden.columns() / VECTOR_ELEMENTS)?,
             first_sampled: first as u32,
         };
-        gpu.launch("logits", &self.gather_sampled, Launch::new(count as u32, THREADS), &params)
+        gpu.launch("logits", &self.gather_sampled, Launch::overlapping(count as u32, THREADS), &params)
     }
 }

@@ -95,5 +95,5 @@ fn run_skinny(
         reserved: 0,
     };
     let blocks = to_u32(check.operation, shape.out_features.div_ceil(skinny.features))?;
-    gpu.launch(check.operation, kernels.get(shape.dtype), Launch::new(blocks, THREADS), &params)
+    gpu.launch(check.operation, kernels.get(shape.dtype), Launch::overlapping(blocks, THREADS), &params)
 }

@@ -13,6 +13,7 @@ mod batch;
 mod cublas;
 mod driver;
 mod embed;
+mod graph;
 mod linear;
 mod memory;
 mod modules;
@@ -21,6 +22,7 @@ mod plan;
 mod rope;
 mod sample;
 mod tensor;
+mod warm_up;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -32,6 +34,7 @@ use self::batch::StepState;
 use self::cublas::{CublasLt, Operands, ProductShape};
 use self::driver::{DevicePtr, Event, Gpu};
 use self::embed::Embed;
+use self::graph::Graphs;
 use self::linear::Linear;
 use self::memory::{Arena, Pinned};
 use self::modules::Modules;
@@ -55,6 +58,7 @@ const BLOCK_SIZE_MULTIPLE: usize = 16;
 /// One device, and everything on it.
 pub struct Cuda {
     // Fields are dropped in this order: the device last.
+    graphs: Graphs,
     state: Option<Reserved>,
     staging: Staging,
     kernels: Kernels,
@@ -107,6 +111,7 @@ impl Cuda {
         let kernels = Kernels::new(&gpu, &modules, cublas).map_err(fail)?;
         let staging = Staging::new(&gpu).map_err(fail)?;
         Ok(Cuda {
+            graphs: Graphs::default(),
             state: None,
             staging,
             kernels,
@@ -287,7 +292,40 @@ impl Backend for Cuda {
     fn load_batch(&mut self, batch: &Batch) -> BackendResult<()> {
         let (check, gpu, reserved, _) = self.reserved("load_batch")?;
         gpu.bind()?;
-        reserved.step.load(gpu, check, batch)
+        reserved.step.load(gpu, check, batch)?;
+        reserved.step.prepare(gpu)
+    }
+
+    fn run_step(
+        &mut self,
+        batch: &Batch,
+        operations: &mut dyn FnMut(&mut Self, usize) -> BackendResult<()>,
+    ) -> BackendResult<()> {
+        let check = self.checker("run_step");
+        let Self { graphs, gpu, state: Some(reserved), .. } = self else {
+            return check.fail("nothing was reserved".to_owned());
+        };
+        gpu.bind()?;
+        reserved.step.load(gpu, check, batch)?;
+        match graphs.find(&reserved.step.batch) {
+            Some(graph) if !reserved.sampler.needs_host(&reserved.step) => {
+                graph.launch(gpu)?;
+                reserved.sampler.send_results(gpu, &reserved.step)
+            }
+            _ => {
+                reserved.step.prepare(gpu)?;
+                operations(self, batch.num_tokens())
+            }
+        }
+    }
+
+    fn warm_up(
+        &mut self,
+        max_context_len: usize,
+        operations: &mut dyn FnMut(&mut Self, usize) -> BackendResult<()>,
+    ) -> BackendResult<()> {
+        let check = self.checker("warm_up");
+        warm_up::run(self, check, max_context_len, operations)
     }
 
     fn embed(&mut self, table: &Tensor, out: &mut Tensor) -> BackendResult<()> {
@@ -373,10 +411,10 @@ impl Backend for Cuda {
     fn logits(&mut self, hidden: &Tensor, head: &Tensor, out: &mut Tensor) -> BackendResult<()> {
         let (check, gpu, reserved, kernels) = self.reserved("logits")?;
         let batch = &reserved.step.batch;
-        let num_sampled = batch.sampled_slots.len();
+        let num_sampled = batch.launch.sampled;
         check.vectors("head", head)?;
         check.tensor("head", head, hidden.dtype(), 0, hidden.columns())?;
-        check.tensor("hidden", hidden, head.dtype(), batch.num_tokens, head.columns())?;
+        check.tensor("hidden", hidden, head.dtype(), batch.launch.tokens, head.columns())?;
         check.tensor("out", out, DType::F32, num_sampled, head.rows())?;
         let shape = |rows: usize| ProductShape {
             rows,

@@ -72,7 +72,7 @@ impl Norm {
             epsilon,
         };
         let threads = vectors.div_ceil(per_thread).next_multiple_of(32) as u32;
-        let launch = Launch::new(to_u32(check.operation, rows)?, threads);
+        let launch = Launch::overlapping(to_u32(check.operation, rows)?, threads);
         gpu.launch(check.operation, kernels.get(dtype), launch, &params)
     }
 }

@@ -75,7 +75,7 @@ impl Rope {
         let layout = *cache.layout();
         step.batch.check_cache(check, &layout)?;
         check.vectors("qkv", qkv)?;
-        check.tensor("qkv", qkv, layout.dtype, step.batch.num_tokens, shape.qkv_width())?;
+        check.tensor("qkv", qkv, layout.dtype, step.batch.launch.tokens, shape.qkv_width())?;
         check.tensor("table", table, DType::F32, step.batch.max_context_len, table.columns())?;
         let rotary_dim = table.columns();
         check.require(rotary_dim <= shape.head_dim && rotary_dim.is_multiple_of(2), || {
@@ -101,7 +101,7 @@ impl Rope {
             block_size: layout.block_size as u32,
             reserved: 0,
         };
-        let launch = Launch::new(step.batch.num_tokens as u32, THREADS);
+        let launch = Launch::overlapping(step.batch.launch.tokens as u32, THREADS);
         gpu.launch(check.operation, kernels.get(layout.dtype), launch, &params)
     }
 }

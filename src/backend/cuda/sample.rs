@@ -12,7 +12,7 @@ use super::memory::{Arena, Pinned};
 use super::modules::Modules;
 use super::tensor::{Checker, Tensor};
 use crate::backend::cpu::SlotTable;
-use crate::backend::{BackendLimits, BackendResult, DType, Sampled, SlotState, TokenLogprob};
+use crate::backend::{BackendError, BackendLimits, BackendResult, DType, Sampled, SlotState, TokenLogprob};
 
 /// Steps that may be sampled and not collected.
 const MAX_PENDING: usize = 3;
@@ -164,7 +164,7 @@ impl Sampler {
         })
     }
 
-    /// See [`crate::backend::Backend::sample`].
+    /// See [`crate::backend::Backend::sample`]; while a step is recorded, the results stay on the device.
     pub(super) fn sample(
         &mut self,
         gpu: &Gpu,
@@ -172,10 +172,8 @@ impl Sampler {
         step: &StepState,
         logits: &Tensor,
     ) -> BackendResult<()> {
-        let slots = step.batch.sampled_slots.clone();
-        check.tensor("logits", logits, DType::F32, slots.len(), self.vocab_size)?;
-        check
-            .require(self.pending.len() < MAX_PENDING, || "collect steps before sampling more".to_owned())?;
+        let num_rows = step.batch.launch.sampled;
+        check.tensor("logits", logits, DType::F32, num_rows, self.vocab_size)?;
         let params = SampleParams {
             header: step.arrays.header,
             slots: step.arrays.slots,
@@ -187,8 +185,26 @@ impl Sampler {
             vocab_size: self.vocab_size as u32,
             max_logprobs: MAX_LOGPROBS as u32,
         };
-        gpu.launch(check.operation, &self.kernel, Launch::new(slots.len() as u32, THREADS), &params)?;
+        gpu.launch(check.operation, &self.kernel, Launch::overlapping(num_rows as u32, THREADS), &params)?;
+        if step.is_recording {
+            return Ok(());
+        }
+        self.send_results(gpu, step)?;
+        self.sample_on_host(gpu, step, logits)
+    }
 
+    /// Whether a sampled row of the loaded batch is sampled by the host.
+    pub(super) fn needs_host(&self, step: &StepState) -> bool {
+        step.batch.sampled_slots.iter().any(|&slot| self.slots[slot as usize].is_host_sampled)
+    }
+
+    /// Sends the device's results of the loaded batch on their way to the host.
+    pub(super) fn send_results(&mut self, gpu: &Gpu, step: &StepState) -> BackendResult<()> {
+        let slots = step.batch.sampled_slots.clone();
+        if self.pending.len() == MAX_PENDING {
+            let message = "collect steps before sampling more".to_owned();
+            return Err(BackendError::InvalidArgument { operation: "sample", message });
+        }
         let has_logprobs = slots.iter().any(|&slot| self.slots[slot as usize].has_logprobs);
         let results = &mut self.results[self.next_results];
         let rows_bytes = slots.len() * size_of::<SampledRow>();
@@ -202,22 +218,19 @@ impl Sampler {
             }
         }
         results.copied.record(gpu)?;
-        let host_sampled = self.sample_on_host(gpu, step, logits, &slots)?;
-        self.pending.push_back(Pending { results: self.next_results, slots, has_logprobs, host_sampled });
+        self.pending.push_back(Pending {
+            results: self.next_results,
+            slots,
+            has_logprobs,
+            host_sampled: Vec::new(),
+        });
         self.next_results = (self.next_results + 1) % MAX_PENDING;
         Ok(())
     }
 
     /// The slow path, row by row: logits to the host, the CPU's sampler, the token back to the device.
-    fn sample_on_host(
-        &mut self,
-        gpu: &Gpu,
-        step: &StepState,
-        logits: &Tensor,
-        slots: &[u32],
-    ) -> BackendResult<Vec<(usize, Sampled)>> {
-        let mut host_sampled = Vec::new();
-        for (row, &slot) in slots.iter().enumerate() {
+    fn sample_on_host(&mut self, gpu: &Gpu, step: &StepState, logits: &Tensor) -> BackendResult<()> {
+        for (row, &slot) in step.batch.sampled_slots.iter().enumerate() {
             if !self.slots[slot as usize].is_host_sampled {
                 continue;
             }
@@ -237,9 +250,10 @@ impl Sampler {
             // SAFETY: the slot's own place in pinned memory is written again only after the stream has finished
             // once more; the target is the slot's token.
             unsafe { gpu.upload(target, self.host_row.as_ptr().add(offset), 4)? };
-            host_sampled.push((row, sampled));
+            let pending = self.pending.back_mut().expect("this step's results were sent before");
+            pending.host_sampled.push((row, sampled));
         }
-        Ok(host_sampled)
+        Ok(())
     }
 
     /// See [`crate::backend::Backend::collect`].

@@ -1,0 +1,180 @@
+//! Recorded decode steps: CUDA graphs, one per size of batch, that the host launches as a whole.
+//!
+//! A graph holds the launches of a step with their grids and addresses. What differs between steps of one size
+//! lies in device arrays at fixed places; blocks of a grid that the batch does not fill end at once.
+
+use std::collections::HashMap;
+use std::ptr;
+
+use cudarc::driver::sys;
+
+use super::batch::{LaunchSizes, LoadedBatch};
+use super::driver::Gpu;
+use crate::backend::BackendResult;
+
+const OPERATION: &str = "record_graph";
+
+/// A launchable graph.
+pub(super) struct Graph {
+    exec: sys::CUgraphExec,
+}
+
+// SAFETY: graph handles may be used from any thread, by one at a time.
+unsafe impl Send for Graph {}
+
+impl Graph {
+    /// From here on, what is put on the stream is recorded instead of run, until [`Graph::end_recording`].
+    pub(super) fn start_recording(gpu: &Gpu) -> BackendResult<()> {
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream lives as long as `gpu`.
+        gpu.check(OPERATION, unsafe { sys::cuStreamBeginCapture_v2(gpu.stream(), mode) })
+    }
+
+    /// Ends a recording, whatever became of it.
+    pub(super) fn end_recording(gpu: &Gpu) -> BackendResult<Graph> {
+        let mut template = ptr::null_mut();
+        // SAFETY: the pointer is to a local; a stream that does not record gives an error.
+        gpu.check(OPERATION, unsafe { sys::cuStreamEndCapture(gpu.stream(), &mut template) })?;
+        let mut exec = ptr::null_mut();
+        // SAFETY: the template was just made and is destroyed once; the executable graph does not need it.
+        let instantiated = unsafe {
+            let result = sys::cuGraphInstantiateWithFlags(&mut exec, template, 0);
+            let _ = sys::cuGraphDestroy(template);
+            result
+        };
+        gpu.check(OPERATION, instantiated)?;
+        let graph = Graph { exec };
+        // SAFETY: graph and stream live, in one context.
+        gpu.check(OPERATION, unsafe { sys::cuGraphUpload(graph.exec, gpu.stream()) })?;
+        Ok(graph)
+    }
+
+    /// Puts the recorded work on the stream.
+    pub(super) fn launch(&self, gpu: &Gpu) -> BackendResult<()> {
+        // SAFETY: graph and stream live, in one context.
+        gpu.check("launch_graph", unsafe { sys::cuGraphLaunch(self.exec, gpu.stream()) })
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // SAFETY: the backend waits for its stream before it drops its graphs; an error changes nothing.
+        let _ = unsafe { sys::cuGraphExecDestroy(self.exec) };
+    }
+}
+
+/// What a step of decodes is recorded for: up to `rows` rows, cut into up to `extra_items` more items of
+/// attention than there are rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct StepSize {
+    pub(super) rows: usize,
+    pub(super) extra_items: usize,
+}
+
+impl StepSize {
+    pub(super) fn launch_sizes(self) -> LaunchSizes {
+        let StepSize { rows, extra_items } = self;
+        LaunchSizes {
+            rows,
+            tokens: rows,
+            sampled: rows,
+            decode_items: rows + extra_items,
+            // A row that is split makes at least one item more.
+            split_rows: rows.min(extra_items),
+            prompt_tiles: 0,
+        }
+    }
+}
+
+/// The recorded steps of a backend.
+#[derive(Default)]
+pub(super) struct Graphs {
+    graphs: HashMap<StepSize, Graph>,
+    /// Recorded numbers of rows, ascending.
+    rows: Vec<usize>,
+    /// Recorded numbers of extra items, ascending.
+    extra_items: Vec<usize>,
+    /// Contexts up to which the recorded operations were checked.
+    max_context_len: usize,
+}
+
+impl Graphs {
+    /// An empty set for batches of up to `max_rows` rows that make up to `max_extra_items` extra items.
+    pub(super) fn new(max_rows: usize, max_extra_items: usize, max_context_len: usize) -> Graphs {
+        Graphs {
+            graphs: HashMap::new(),
+            rows: row_sizes(max_rows),
+            extra_items: extra_sizes(max_extra_items),
+            max_context_len,
+        }
+    }
+
+    /// The sizes to record.
+    pub(super) fn sizes(&self) -> impl Iterator<Item = StepSize> + use<> {
+        let (rows, extra_items) = (self.rows.clone(), self.extra_items.clone());
+        rows.into_iter().flat_map(move |rows| {
+            let extra_items = extra_items.clone();
+            extra_items.into_iter().map(move |extra_items| StepSize { rows, extra_items })
+        })
+    }
+
+    pub(super) fn insert(&mut self, size: StepSize, graph: Graph) {
+        self.graphs.insert(size, graph);
+    }
+
+    /// The smallest recorded step that runs `batch`, a batch of decodes that are all sampled.
+    pub(super) fn find(&self, batch: &LoadedBatch) -> Option<&Graph> {
+        if !batch.is_all_sampled || batch.max_context_len > self.max_context_len {
+            return None;
+        }
+        let extra = batch.plan.decode_items.len().checked_sub(batch.num_rows)?;
+        let at_least = |sizes: &[usize], needed: usize| sizes.iter().copied().find(|&size| size >= needed);
+        let size = StepSize {
+            rows: at_least(&self.rows, batch.num_rows)?,
+            extra_items: at_least(&self.extra_items, extra)?,
+        };
+        self.graphs.get(&size)
+    }
+}
+
+/// Numbers of rows that steps are recorded for: each wastes at most an eighth of a step, above 8 rows.
+fn row_sizes(max_rows: usize) -> Vec<usize> {
+    let mut sizes = vec![1, 2, 4];
+    let mut rows = 8;
+    while rows < max_rows {
+        sizes.push(rows);
+        rows += (1 << rows.ilog2() >> 3).max(8);
+    }
+    sizes.retain(|&rows| rows < max_rows);
+    sizes.push(max_rows);
+    sizes
+}
+
+fn extra_sizes(max_extra_items: usize) -> Vec<usize> {
+    let mut sizes = vec![0, 8];
+    sizes.retain(|&size| size < max_extra_items);
+    sizes.push(max_extra_items);
+    sizes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_dense_and_end_at_the_limit() {
+        assert_eq!(row_sizes(1), [1]);
+        assert_eq!(row_sizes(20), [1, 2, 4, 8, 16, 20]);
+        assert_eq!(row_sizes(33), [1, 2, 4, 8, 16, 24, 32, 33]);
+        for max_rows in 1..2000 {
+            let sizes = row_sizes(max_rows);
+            assert_eq!(sizes.last(), Some(&max_rows));
+            assert!(sizes.windows(2).all(|pair| pair[0] < pair[1]), "{sizes:?}");
+            let is_dense = |pair: &[usize]| pair[1] - pair[0] <= (pair[0] / 8).max(8);
+            assert!(sizes.windows(2).all(is_dense), "{sizes:?}");
+        }
+        assert_eq!(extra_sizes(66), [0, 8, 66]);
+        assert_eq!(extra_sizes(3), [0, 3]);
+        assert_eq!(extra_sizes(0), [0]);
+    }
+}

@@ -1,0 +1,123 @@
+//! What is done once before the first step: choosing the algorithms of matrix products by running prompts of
+//! every size, and recording decode steps.
+
+use super::graph::{Graph, Graphs, StepSize};
+use super::tensor::Checker;
+use super::{Backend, Cuda};
+use crate::backend::{BackendLimits, BackendResult, Batch, KvLayout};
+
+/// Operations of a step.
+type Operations<'a> = &'a mut dyn FnMut(&mut Cuda, usize) -> BackendResult<()>;
+
+/// See [`Backend::warm_up`].
+pub(super) fn run(
+    cuda: &mut Cuda,
+    check: Checker,
+    max_context_len: usize,
+    operations: Operations<'_>,
+) -> BackendResult<()> {
+    let (_, _, reserved, _) = cuda.reserved(check.operation)?;
+    let (limits, max_extra_items) = (*reserved.step.limits(), reserved.step.max_extra_items());
+    let Some(layout) = reserved.step.kv_layout().copied() else {
+        return check.fail("there is no KV cache".to_owned());
+    };
+    let mut num_tokens = limits.max_tokens;
+    while num_tokens > 1 {
+        if let Some(batch) = prompts(num_tokens, &limits, max_context_len, &layout) {
+            run_once(cuda, &batch, operations)?;
+        }
+        num_tokens = num_tokens.next_power_of_two() / 2;
+    }
+    let mut graphs = Graphs::new(limits.max_slots, max_extra_items, max_context_len);
+    let mut loaded_rows = 0;
+    for size in graphs.sizes().take_while(|size| size.rows <= layout.num_blocks) {
+        if size.rows != loaded_rows {
+            run_once(cuda, &decodes(size.rows), operations)?;
+            loaded_rows = size.rows;
+        }
+        graphs.insert(size, record(cuda, check, size, operations)?);
+    }
+    cuda.graphs = graphs;
+    cuda.gpu.synchronize()
+}
+
+fn run_once(cuda: &mut Cuda, batch: &Batch, operations: Operations<'_>) -> BackendResult<()> {
+    cuda.run_step(batch, operations)?;
+    cuda.collect().map(drop)
+}
+
+/// Records a step of decodes; a batch of as many rows was the last to run.
+fn record(
+    cuda: &mut Cuda,
+    check: Checker,
+    size: StepSize,
+    operations: Operations<'_>,
+) -> BackendResult<Graph> {
+    let (_, gpu, reserved, _) = cuda.reserved(check.operation)?;
+    reserved.step.batch.launch = size.launch_sizes();
+    reserved.step.is_recording = true;
+    Graph::start_recording(gpu)?;
+    let worked = reserved.step.prepare(gpu).and_then(|()| operations(cuda, size.rows));
+    let graph = Graph::end_recording(&cuda.gpu);
+    let (_, _, reserved, _) = cuda.reserved(check.operation)?;
+    reserved.step.is_recording = false;
+    worked.and(graph)
+}
+
+/// `rows` decodes at position 0, all sampled.
+fn decodes(rows: usize) -> Batch {
+    rows_of(rows, 1, 1)
+}
+
+/// A batch of `num_tokens` prompt tokens in rows of one size, all sampled, or `None` where such a batch does not
+/// fit.
+fn prompts(
+    num_tokens: usize,
+    limits: &BackendLimits,
+    max_context_len: usize,
+    layout: &KvLayout,
+) -> Option<Batch> {
+    let rows = num_tokens.div_ceil(layout.block_size).min(limits.max_slots);
+    let row_tokens = num_tokens / rows;
+    let row_blocks = row_tokens.div_ceil(layout.block_size);
+    let fits = row_tokens <= max_context_len && rows * row_blocks <= layout.num_blocks;
+    fits.then(|| rows_of(rows, row_tokens, row_blocks))
+}
+
+fn rows_of(rows: usize, row_tokens: usize, row_blocks: usize) -> Batch {
+    let starts = |step: usize| (0..=rows).map(|row| (row * step) as u32).collect::<Vec<_>>();
+    Batch {
+        slots: (0..rows as u32).collect(),
+        query_starts: starts(row_tokens),
+        context_lens: vec![row_tokens as u32; rows],
+        tokens: vec![0; rows * row_tokens],
+        block_starts: starts(row_blocks),
+        block_tables: (0..(rows * row_blocks) as u32).collect(),
+        sampled_rows: (0..rows as u32).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::DType;
+
+    #[test]
+    fn prompts_fill_the_batch_where_they_fit() {
+        let limits = BackendLimits { max_tokens: 8192, max_slots: 64, vocab_size: 10 };
+        let layout = |num_blocks| KvLayout {
+            num_layers: 1,
+            num_blocks,
+            block_size: 64,
+            num_kv_heads: 1,
+            head_dim: 64,
+            dtype: DType::Bf16,
+        };
+        let batch = prompts(8192, &limits, 2048, &layout(128)).unwrap();
+        assert_eq!((batch.num_rows(), batch.num_tokens(), batch.block_tables.len()), (64, 8192, 128));
+        assert_eq!((batch.query_range(63), batch.blocks(63)), (8064..8192, &[126, 127][..]));
+        assert!(prompts(8192, &limits, 2048, &layout(127)).is_none());
+        assert!(prompts(8192, &limits, 100, &layout(128)).is_none());
+        assert_eq!(prompts(48, &limits, 2048, &layout(1)).unwrap().num_tokens(), 48);
+    }
+}
