@@ -14,8 +14,8 @@ struct GatedActivationParams {
 static_assert(sizeof(GatedActivationParams) == 24, "mirrored in activation.rs");
 
 template <typename T> __device__ inline void gated_silu(const GatedActivationParams &params) {
-  start_successor();
   wait_for_predecessor();
+  start_successor();
   const uint32_t index = blockIdx.x * blockDim.x + threadIdx.x;
   if (index >= params.vectors) {
     return;

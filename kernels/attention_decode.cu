@@ -118,8 +118,8 @@ __device__ inline void store_results(WarpResults<HEAD_DIM> &results, const Onlin
 __device__ inline float merge_factor(float maximum, float largest) { return exp2_approximate(maximum - largest); }
 
 template <typename T, int HEAD_DIM> __device__ inline void attention_decode(const AttentionParams &params) {
-  start_successor();
   wait_for_predecessor();
+  start_successor();
   using Shape = DecodeShape<HEAD_DIM>;
   extern __shared__ __align__(16) unsigned char shared[];
   static_assert(sizeof(WarpResults<HEAD_DIM>) <= Shape::SHARED_BYTES, "results reuse the stages");
@@ -175,8 +175,8 @@ template <typename T, int HEAD_DIM> __device__ inline void attention_decode(cons
 }
 
 template <typename T, int HEAD_DIM> __device__ inline void attention_combine(const AttentionParams &params) {
-  start_successor();
   wait_for_predecessor();
+  start_successor();
   if (blockIdx.x >= params.arrays.header->num_split_rows) {
     return;
   }

@@ -14,9 +14,11 @@ constexpr int WARP_THREADS = 32;
 constexpr unsigned FULL_WARP = 0xffffffffu;
 
 // A kernel may be launched while the one before it still runs (programmatic dependent launch, sm_90 and later), so
-// that its blocks are in place and hold what does not depend on the other when that ends. Such a kernel first lets
-// its own successor start, and calls `wait_for_predecessor` in every thread before it touches anything that an
-// earlier kernel reads or writes: the wait also covers all kernels before that one, since each has waited itself.
+// that its blocks are in place and hold what does not depend on the other when that ends. Such a kernel calls
+// `wait_for_predecessor` in every thread before it touches what the kernel before it reads or writes, and only
+// after that `start_successor`: what earlier kernels wrote is there from the start. A kernel that fills the device
+// lets its successor start near its own end, because blocks that are placed while others run end up unevenly
+// spread over the multiprocessors.
 __device__ inline void start_successor() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");

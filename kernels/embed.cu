@@ -17,8 +17,8 @@ struct EmbedParams {
 static_assert(sizeof(EmbedParams) == 40, "mirrored in embed.rs");
 
 extern "C" __global__ void __launch_bounds__(256) embed(const __grid_constant__ EmbedParams params) {
-  start_successor();
   wait_for_predecessor();
+  start_successor();
   if (blockIdx.x >= params.header->num_tokens) {
     return;
   }
@@ -47,8 +47,8 @@ static_assert(sizeof(GatherSampledParams) == 48, "mirrored in embed.rs");
 
 extern "C" __global__ void __launch_bounds__(256)
     gather_sampled(const __grid_constant__ GatherSampledParams params) {
-  start_successor();
   wait_for_predecessor();
+  start_successor();
   const uint32_t sampled = params.first_sampled + blockIdx.x;
   if (sampled >= params.header->num_sampled) {
     return;

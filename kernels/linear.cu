@@ -146,8 +146,8 @@ __device__ inline void skinny_linear(const SkinnyLinearParams &params) {
   // The last dimension is padded against bank conflicts.
   __shared__ float warp_sums[WARPS][ROWS][FEATURES + 4];
   float sums[WEIGHT_TILES][INPUT_TILES][4] = {};
-  start_successor();
   sum_warp<T, WEIGHT_TILES, INPUT_TILES>(params, sums);
+  start_successor();
 
   const int lane = threadIdx.x % WARP_THREADS;
   const int warp = threadIdx.x / WARP_THREADS;

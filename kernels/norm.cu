@@ -22,8 +22,8 @@ struct AddRmsNormParams {
 static_assert(sizeof(AddRmsNormParams) == 40, "mirrored in norm.rs");
 
 template <typename T, int VECTORS> __device__ inline void add_rms_norm(const AddRmsNormParams &params) {
-  start_successor();
   wait_for_predecessor();
+  start_successor();
   const uint64_t row = static_cast<uint64_t>(blockIdx.x) * params.vectors;
   float values[VECTORS][8];
   float squares = 0.0f;

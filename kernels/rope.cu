@@ -127,8 +127,8 @@ __device__ inline void rotate_neighbours(T *head, T *cached, const float *angles
 
 template <typename T, int LANES, bool IS_INTERLEAVED>
 __device__ inline void rope_and_write_kv(const RopeParams &params) {
-  start_successor();
   wait_for_predecessor();
+  start_successor();
   const uint32_t token = blockIdx.x;
   if (token >= params.header->num_tokens) {
     return;

@@ -314,8 +314,8 @@ __device__ inline uint32_t write_logprobs(const Row &row, uint32_t token, uint32
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) sample_rows(const __grid_constant__ SampleParams params) {
-  start_successor();
   wait_for_predecessor();
+  start_successor();
   const uint32_t index = blockIdx.x;
   if (index >= params.header->num_sampled) {
     return;
