@@ -295,6 +295,36 @@ fn bench_runs_a_trace() {
     assert!(outcome.stderr.contains("request 2 (5000000 tokens in, 1 out)"), "{}", outcome.stderr);
 }
 
+/// A `config.json` of a small model, without weights.
+const CONFIG: &str = r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 48, "intermediate_size": 80,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 301,
+    "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "tie_word_embeddings": false}"#;
+
+#[test]
+fn bench_makes_weights_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("some_model.json");
+    let lengths = ["--requests", "3", "--input-len", "20", "--output-len", "5"];
+    let bench = |config: &str| {
+        std::fs::write(&file, config).unwrap();
+        let arguments = ["bench", "--device", "cpu", "--random-weights", file.to_str().unwrap(), "--json"];
+        run(&[&arguments[..], &lengths].concat())
+    };
+    let object = bench(CONFIG).json();
+    assert_eq!(object["config"]["requests"], "3 x 20 in, 5 out");
+    assert_eq!(object["config"]["weights"], "random");
+    assert!(object["median_run"]["output_tokens_per_second"].as_f64().unwrap() > 0.0);
+    let too_long = bench(&CONFIG.replace("64", "24"));
+    assert_eq!(too_long.code, 1);
+    assert!(too_long.stderr.contains("request 0 (20 tokens in, 5 out)"), "{}", too_long.stderr);
+    let incomplete = bench(&CONFIG.replace("vocab_size", "vocab"));
+    assert_eq!(incomplete.code, 1);
+    let message = incomplete.stderr;
+    assert!(message.contains("some_model.json") && message.contains("vocab_size"), "{message}");
+    assert_eq!(run(&["bench", "model", "--random-weights", "x.json"]).code, 2);
+    assert_eq!(run(&["bench", "--requests", "3"]).code, 2);
+}
+
 #[test]
 fn plan_adds_up_and_says_what_does_not_fit() {
     let plan = smollm2("plan", &["--json"]).json();

@@ -4,7 +4,7 @@ mod report;
 mod run;
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
@@ -19,10 +19,12 @@ Examples:
   inflight bench model.gguf --requests 16 --input-len 128 --output-len 128
   inflight bench model.gguf --trace lengths.json --limit 100 --json
   inflight bench model.gguf --single-stream --repeat 3
+  inflight bench --random-weights config.json --device cuda --requests 512
 
 All requests are enqueued at once, after a warm-up that is not counted. Prompts are random token ids of a
 fixed seed; outputs have exactly the length asked for, greedy, end-of-sequence tokens ignored. A trace is a
-JSON array of [input, output] lengths in tokens.
+JSON array of [input, output] lengths in tokens. --random-weights runs the architecture of a config.json or
+model_spec.json without its weights: speed does not depend on what they are.
 
 Figures, from times taken where events are polled:
   requests/s     requests / (end of the last - enqueueing of the first)
@@ -44,6 +46,14 @@ With --repeat, the run with the median output tok/s is shown, and every run's fi
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct BenchArgs {
+    /// Model: a directory in Hugging Face layout, or a .gguf file
+    #[arg(value_name = "MODEL", required_unless_present = "random_weights")]
+    model: Option<PathBuf>,
+
+    /// Random weights instead of a model: a config.json or model_spec.json, under any name
+    #[arg(long, value_name = "FILE.json", conflicts_with = "model")]
+    random_weights: Option<PathBuf>,
+
     #[command(flatten)]
     engine: EngineArgs,
 
@@ -79,7 +89,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 1)]
     warmup: usize,
 
-    /// Seed of the random prompts
+    /// Seed of random prompts, and of random weights
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
 
@@ -89,6 +99,11 @@ pub struct BenchArgs {
 }
 
 impl BenchArgs {
+    /// The model, or the description of one with random weights. The command line has one of them.
+    fn model(&self) -> &Path {
+        self.random_weights.as_deref().or(self.model.as_deref()).unwrap_or(Path::new(""))
+    }
+
     fn workload(&self) -> Result<Vec<Lengths>, Failure> {
         let workload = match &self.trace {
             Some(path) => read_trace(path, self.limit)?,
@@ -124,7 +139,8 @@ impl BenchArgs {
 pub fn run(args: &BenchArgs, interrupt: &Interrupt) -> Result<(), Failure> {
     let workload = args.workload()?;
     let num_runs = args.num_runs()?;
-    let mut options = args.engine.to_options();
+    let mut options = args.engine.to_options(args.model());
+    options.random_weights = args.random_weights.as_ref().map(|_| args.seed);
     options.max_queued_requests = options.max_queued_requests.max(workload.len());
     let engine = load(options, args.json, interrupt)?;
     let mut bench = run::Bench::new(&engine, interrupt, args.seed);

@@ -169,7 +169,8 @@ fn heading(args: &BenchArgs, model: &ModelInfo, workload: &[Lengths]) -> Vec<(&'
         threads => threads.to_string(),
     };
     vec![
-        ("model", args.engine.model.display().to_string()),
+        ("model", args.model().display().to_string()),
+        ("weights", if args.random_weights.is_some() { "random" } else { "the model's" }.to_owned()),
         ("device", model.device.clone()),
         ("dtype", args.engine.dtype.name().to_owned()),
         ("threads", threads),
