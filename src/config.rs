@@ -80,8 +80,11 @@ impl fmt::Debug for Logger {
 /// Options of [`crate::Engine::create`]. Zero means "choose for me" where a field says so.
 #[derive(Clone)]
 pub struct EngineOptions {
-    /// Model directory in Hugging Face layout, or a GGUF file.
+    /// Model directory in Hugging Face layout, or a GGUF file; with `random_weights` a `config.json` or
+    /// `model_spec.json` under any name.
     pub model: PathBuf,
+    /// Make the weights up from this seed instead of reading them, with bytes for a tokenizer: for benchmarks.
+    pub random_weights: Option<u64>,
     /// `auto`, `cpu`, `cuda`, `cuda:0`, `cuda:0,1`, or `echo` (no weights: returns the prompt).
     pub device: String,
     /// Weight dtype.
@@ -117,6 +120,7 @@ impl EngineOptions {
     pub fn new(model: impl Into<PathBuf>) -> Self {
         Self {
             model: model.into(),
+            random_weights: None,
             device: "auto".to_owned(),
             dtype: DTypeChoice::Auto,
             max_num_sequences: 64,

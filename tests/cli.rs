@@ -258,11 +258,12 @@ fn chat_keeps_the_conversation() {
 fn bench_runs_exact_lengths() {
     // A step takes a millisecond, so that tokens come one by one.
     let arguments = ["bench", "none", "--device", "echo:1000", "--json"];
-    let lengths = ["--requests", "5", "--input-len", "7", "--output-len", "9", "--repeat", "3"];
+    let lengths = ["--requests", "5", "--input-len", "7", "--output-len", "9", "--repeats", "3"];
     let object = run(&[&arguments[..], &lengths].concat()).json();
-    assert_eq!(object["runs"].as_array().unwrap().len(), 3);
+    assert_eq!(object["results"][0]["runs"].as_array().unwrap().len(), 3);
     assert_eq!(object["config"]["requests"], "5 x 7 in, 9 out");
-    let shown = &object["median_run"];
+    assert_eq!(object["config"]["warmup"], "5 requests at once, not counted");
+    let shown = &object["results"][0]["median_run"];
     let number = |name: &str| shown[name].as_f64().unwrap();
     let ratio = number("total_tokens_per_second") / number("output_tokens_per_second");
     assert!((ratio - 16.0 / 9.0).abs() < 1e-9);
@@ -282,17 +283,83 @@ fn bench_runs_a_trace() {
     let trace = folder.path().join("trace.json");
     std::fs::write(&trace, "[[10, 2], [3, 1], [5000000, 1]]").unwrap();
     let bench = |limit: &str| {
-        let arguments = ["bench", "none", "--device", "echo", "--json", "--limit", limit, "--trace"];
+        let arguments = ["bench", "none", "--device", "echo", "--json", "--requests", limit, "--trace"];
         run(&[&arguments[..], &[trace.to_str().unwrap()]].concat())
     };
     let object = bench("2").json();
-    let run = &object["median_run"];
+    let run = &object["results"][0]["median_run"];
     let tokens = |name: &str| run[name].as_f64().unwrap() * run["duration_s"].as_f64().unwrap();
     assert!((tokens("total_tokens_per_second") - 16.0).abs() < 1e-9);
     assert!((tokens("output_tokens_per_second") - 3.0).abs() < 1e-9);
     let outcome = bench("3");
     assert_eq!(outcome.code, 1);
     assert!(outcome.stderr.contains("request 2 (5000000 tokens in, 1 out)"), "{}", outcome.stderr);
+}
+
+#[test]
+fn bench_runs_closed_and_open_loops() {
+    let bench = |arguments: &[&str]| {
+        let fixed =
+            ["bench", "none", "--device", "echo:2000", "--input-len", "4", "--output-len", "4", "--json"];
+        run(&[&fixed[..], arguments].concat())
+    };
+    let number = |value: &Value| value.as_f64().unwrap();
+    let closed = bench(&["--concurrency", "1,3", "--requests", "6", "--repeats", "2"]).json();
+    let [one, three] = closed["results"].as_array().unwrap().as_slice() else { panic!("{closed}") };
+    assert_eq!(one["load"], serde_json::json!({"kind": "closed", "concurrency": 1}));
+    assert_eq!((one["runs"].as_array().unwrap().len(), three["runs"].as_array().unwrap().len()), (2, 2));
+    // One at a time, requests share no step: 1 for the prompt and its token, 3 for the others.
+    let steps = |result: &Value| result["median_run"]["num_steps"].as_u64().unwrap();
+    assert!(steps(one) >= 6 * 4 && steps(three) < steps(one), "{closed}");
+    let range = &one["spread"]["duration_s"];
+    assert!(number(&range["min"]) <= number(&one["median_run"]["duration_s"]), "{closed}");
+
+    let open =
+        bench(&["--rate", "100", "--requests", "20", "--slo-ttft", "10000", "--slo-tpot", "10000"]).json();
+    let run = &open["results"][0]["median_run"];
+    assert_eq!(open["results"][0]["load"]["rate"], 100.0);
+    // Twenty gaps of 10 ms on average; the bound holds for this seed alone.
+    assert!(number(&run["duration_s"]) > 0.1, "{open}");
+    assert_eq!(run["goodput_requests_per_second"], run["requests_per_second"]);
+
+    for (arguments, problem) in [
+        (&["--concurrency", "0"][..], "--concurrency is at least 1"),
+        (&["--rate", "0"], "--rate is 0; it must be above 0"),
+        (&["--rate", "1", "--single-stream"], "cannot be used with"),
+    ] {
+        let refused = bench(arguments);
+        assert!(refused.code == 2 && refused.stderr.contains(problem), "{}", refused.stderr);
+    }
+}
+
+/// A `config.json` of a small model, without weights.
+const CONFIG: &str = r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 48, "intermediate_size": 80,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 301,
+    "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "tie_word_embeddings": false}"#;
+
+#[test]
+fn bench_makes_weights_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("some_model.json");
+    let lengths = ["--requests", "3", "--input-len", "20", "--output-len", "5"];
+    let bench = |config: &str| {
+        std::fs::write(&file, config).unwrap();
+        let arguments = ["bench", "--device", "cpu", "--random-weights", file.to_str().unwrap(), "--json"];
+        run(&[&arguments[..], &lengths].concat())
+    };
+    let object = bench(CONFIG).json();
+    assert_eq!(object["config"]["requests"], "3 x 20 in, 5 out");
+    assert_eq!(object["config"]["weights"], "random");
+    assert!(object["results"][0]["median_run"]["output_tokens_per_second"].as_f64().unwrap() > 0.0);
+    let too_long = bench(&CONFIG.replace("64", "24"));
+    assert_eq!(too_long.code, 1);
+    assert!(too_long.stderr.contains("request 0 (20 tokens in, 5 out)"), "{}", too_long.stderr);
+    let incomplete = bench(&CONFIG.replace("vocab_size", "vocab"));
+    assert_eq!(incomplete.code, 1);
+    let message = incomplete.stderr;
+    assert!(message.contains("some_model.json") && message.contains("vocab_size"), "{message}");
+    assert_eq!(run(&["bench", "model", "--random-weights", "x.json"]).code, 2);
+    assert_eq!(run(&["bench", "--requests", "3"]).code, 2);
 }
 
 #[test]

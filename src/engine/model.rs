@@ -24,7 +24,7 @@ pub(super) struct Target<B> {
 
 /// Loads the model that `options` name onto `target`.
 pub(super) fn load<B: Backend>(target: Target<B>, options: &EngineOptions) -> Result<EngineParts> {
-    let checkpoint = Checkpoint::open(&options.model)?;
+    let checkpoint = open(options)?;
     let spec = load_spec(&checkpoint)?;
     let Sizes { config, memory } = Sizes::choose(&target.backend, &spec, options)?;
     if !memory.fits {
@@ -43,9 +43,16 @@ pub(super) fn load<B: Backend>(target: Target<B>, options: &EngineOptions) -> Re
     Ok(EngineParts { executor, facts })
 }
 
+fn open(options: &EngineOptions) -> Result<Checkpoint> {
+    match options.random_weights {
+        Some(seed) => Ok(Checkpoint::random(&options.model, seed)),
+        None => Checkpoint::open(&options.model),
+    }
+}
+
 /// What [`load`] would reserve.
 pub(super) fn plan<B: Backend>(backend: &B, options: &EngineOptions) -> Result<MemoryPlan> {
-    let spec = load_spec(&Checkpoint::open(&options.model)?)?;
+    let spec = load_spec(&open(options)?)?;
     Ok(Sizes::choose(backend, &spec, options)?.memory)
 }
 

@@ -1,6 +1,7 @@
 //! Checkpoint containers: safetensors directories and GGUF files. Bytes in, named tensors and metadata out;
 //! nothing here knows what a model is.
 
+mod description;
 pub mod error;
 pub mod gguf;
 pub mod safetensors;
@@ -10,6 +11,7 @@ use std::path::Path;
 
 use crate::error::Result;
 
+pub use description::Description;
 pub use error::FormatError;
 pub use gguf::GgufFile;
 pub use safetensors::Directory;
@@ -25,6 +27,8 @@ pub enum Checkpoint {
     Directory(Directory),
     /// A GGUF file.
     Gguf(GgufFile),
+    /// A description without weights, which are made up.
+    Random(Description),
 }
 
 impl Checkpoint {
@@ -35,6 +39,13 @@ impl Checkpoint {
     /// [`Checkpoint::weights`] then fails.
     pub fn open(path: &Path) -> Result<Self> {
         Ok(Self::open_any(path)?)
+    }
+
+    /// Stands for a model of random parameters, the same for the same `seed`. `path` is a `config.json` or
+    /// `model_spec.json` under any name, or a directory that holds one of them; it is read with the model's
+    /// description.
+    pub fn random(path: &Path, seed: u64) -> Self {
+        Self::Random(Description::new(path, seed))
     }
 
     fn open_any(path: &Path) -> FormatResult<Self> {
@@ -64,6 +75,7 @@ impl Checkpoint {
         match self {
             Self::Directory(directory) => directory.path(),
             Self::Gguf(file) => file.path(),
+            Self::Random(description) => description.path(),
         }
     }
 
@@ -72,6 +84,9 @@ impl Checkpoint {
         match self {
             Self::Directory(directory) => directory.weights(),
             Self::Gguf(file) => Ok(file.tensors()),
+            Self::Random(description) => {
+                Err(FormatError::not_found(description.path(), "no weights: they are made up").into())
+            }
         }
     }
 

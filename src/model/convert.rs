@@ -56,7 +56,8 @@ fn decode(encoding: Encoding, source: &[u8], values: &mut [f32]) {
     }
 }
 
-fn encode(dtype: DType, values: &[f32], target: &mut [u8]) {
+/// Encodes `values`; `target` has room for exactly them.
+pub(crate) fn encode(dtype: DType, values: &[f32], target: &mut [u8]) {
     match dtype {
         DType::F32 => quant::encode_f32(values, target),
         DType::F16 => quant::encode_f16(values, target),

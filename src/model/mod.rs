@@ -5,6 +5,7 @@ pub mod decoder;
 pub mod error;
 pub mod families;
 pub mod memory;
+mod random;
 pub mod rope;
 pub mod spec;
 #[cfg(test)]

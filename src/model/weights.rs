@@ -9,6 +9,7 @@ use crate::error::{Error, Result, Status};
 use crate::format::{Checkpoint, Encoding, TensorInfo, TensorTable};
 use crate::model::convert;
 use crate::model::error::{ModelError, ModelResult};
+use crate::model::random::Generator;
 use crate::model::spec::{ModelSpec, OutputHead};
 
 /// Bytes that are converted and handed to the backend at a time.
@@ -190,20 +191,49 @@ pub fn load<B: Backend>(
     dtype: DType,
     progress: Option<&ProgressCallback>,
 ) -> Result<Weights<B::Tensor>> {
-    let table = checkpoint.weights()?;
     let plan = Weights::plan(spec, dtype);
+    if let Checkpoint::Random(description) = checkpoint {
+        return make_up(backend, plan, description.seed(), progress);
+    }
+    let table = checkpoint.weights()?;
     check_tensors(spec, &plan, table)
         .map_err(|error| Error::from(error).context(checkpoint.path().display()))?;
-    let num_threads = std::thread::available_parallelism().map_or(1, |count| count.get().min(8));
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build();
-    let pool = pool.map_err(|error| {
-        Error::new(Status::OutOfMemory, format!("threads for loading could not be started: {error}"))
-    })?;
-    let bytes_total = plan.num_bytes();
-    let progress = Reporter { progress, state: Progress { bytes_done: 0, bytes_total } };
+    let (pool, progress) = (thread_pool(8)?, Reporter::start(progress, plan.num_bytes())?);
     let mut loader = Loader { backend, table, pool, progress, source: Vec::new(), target: Vec::new() };
-    loader.progress.add(0)?;
     plan.try_map(|source| loader.load(&source))
+}
+
+/// Random parameters instead of a checkpoint's.
+fn make_up<B: Backend>(
+    backend: &mut B,
+    plan: Weights<Source>,
+    seed: u64,
+    progress: Option<&ProgressCallback>,
+) -> Result<Weights<B::Tensor>> {
+    let (pool, mut progress) = (thread_pool(usize::MAX)?, Reporter::start(progress, plan.num_bytes())?);
+    let mut target = Vec::new();
+    plan.try_map(|source| {
+        let generator = Generator::new(seed, &source);
+        let row_bytes = source.columns * source.dtype.size_bytes();
+        let chunk_rows = (CHUNK_BYTES / row_bytes).clamp(1, source.rows());
+        let mut tensor = backend.alloc(source.dtype, source.rows(), source.columns)?;
+        for row in (0..source.rows()).step_by(chunk_rows) {
+            resize(&mut target, chunk_rows.min(source.rows() - row) * row_bytes)?;
+            pool.install(|| generator.fill((row * source.columns) as u64, &mut target));
+            backend.write_rows(&mut tensor, row, &target)?;
+            progress.add(target.len() as u64)?;
+        }
+        Ok(tensor)
+    })
+}
+
+/// One thread per core, at most `num_threads_max`.
+fn thread_pool(num_threads_max: usize) -> Result<rayon::ThreadPool> {
+    let num_threads =
+        std::thread::available_parallelism().map_or(1, |count| count.get().min(num_threads_max));
+    rayon::ThreadPoolBuilder::new().num_threads(num_threads).build().map_err(|error| {
+        Error::new(Status::OutOfMemory, format!("threads for loading could not be started: {error}"))
+    })
 }
 
 /// Compares the checkpoint's tensors with the plan: none missing, none left over, shapes and types right.
@@ -252,7 +282,14 @@ struct Reporter<'a> {
     state: Progress,
 }
 
-impl Reporter<'_> {
+impl<'a> Reporter<'a> {
+    /// Reports the start of `bytes_total` bytes.
+    fn start(progress: Option<&'a ProgressCallback>, bytes_total: u64) -> Result<Self> {
+        let mut reporter = Self { progress, state: Progress { bytes_done: 0, bytes_total } };
+        reporter.add(0)?;
+        Ok(reporter)
+    }
+
     fn add(&mut self, num_bytes: u64) -> Result<()> {
         self.state.bytes_done += num_bytes;
         match self.progress.map(|callback| callback(self.state)) {

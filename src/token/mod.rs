@@ -91,13 +91,14 @@ struct Parts {
 }
 
 impl Tokenizer {
-    /// Loads the tokenizer of a model.
+    /// Loads the tokenizer of a model; random weights have that of [`Tokenizer::bytes`].
     pub fn load(checkpoint: &Checkpoint) -> Result<Self> {
         match checkpoint {
             Checkpoint::Directory(directory) => hf::load(directory.path()),
             Checkpoint::Gguf(file) => {
                 gguf::load(file.metadata()).map_err(|error| error.context(file.path().display()))
             }
+            Checkpoint::Random(_) => Ok(Self::bytes()),
         }
     }
 

@@ -1,6 +1,7 @@
 //! `inflight chat`: a conversation, on a terminal or over a pipe.
 
 use std::io::{BufRead, IsTerminal, Write};
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
@@ -43,6 +44,10 @@ a line, as `inflight generate --json` prints it.";
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ChatArgs {
+    /// Model: a directory in Hugging Face layout, or a .gguf file
+    #[arg(value_name = "MODEL")]
+    model: PathBuf,
+
     #[command(flatten)]
     engine: EngineArgs,
 
@@ -60,7 +65,7 @@ pub struct ChatArgs {
 
 /// Runs the command.
 pub fn run(args: &ChatArgs, interrupt: &Interrupt) -> Result<(), Failure> {
-    let engine = load(args.engine.to_options(), args.json, interrupt)?;
+    let engine = load(args.engine.to_options(&args.model), args.json, interrupt)?;
     if !engine.model_info().has_chat_template {
         let message = "the model has no chat template; continue raw text with `inflight generate --prompt`";
         return Err(Failure::Failed(message.to_owned()));

@@ -12,7 +12,7 @@ use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 
 /// How long a wait for events lasts before Ctrl-C is looked at again.
-const POLL_SLICE: Duration = Duration::from_millis(100);
+pub const POLL_SLICE: Duration = Duration::from_millis(100);
 
 /// The requests that this process has in flight in one engine.
 pub struct Flight<'a> {
@@ -33,6 +33,11 @@ impl<'a> Flight<'a> {
         let id = self.engine.enqueue(request)?;
         self.open.insert(id);
         Ok(id)
+    }
+
+    /// Requests that have not ended.
+    pub fn len(&self) -> usize {
+        self.open.len()
     }
 
     /// Whether every request has ended.

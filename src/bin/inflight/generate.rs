@@ -54,6 +54,10 @@ an object with an error, the others go on, and the exit code is 1.";
 #[command(override_usage = USAGE)]
 #[command(group = ArgGroup::new("input").required(true).args(INPUTS))]
 pub struct GenerateArgs {
+    /// Model: a directory in Hugging Face layout, or a .gguf file
+    #[arg(value_name = "MODEL")]
+    model: PathBuf,
+
     #[command(flatten)]
     engine: EngineArgs,
 
@@ -98,12 +102,12 @@ pub fn run(args: &GenerateArgs, interrupt: &Interrupt) -> Result<(), Failure> {
     match &args.prompts_file {
         Some(path) => {
             let lines = prompts_file::read(path, args.text_options())?;
-            let engine = load(args.engine.to_options(), args.json, interrupt)?;
+            let engine = load(args.engine.to_options(&args.model), args.json, interrupt)?;
             Batch::new(&engine, interrupt, lines, &args.request).run()
         }
         None => {
             let prompt = args.single_prompt()?;
-            let engine = load(args.engine.to_options(), args.json, interrupt)?;
+            let engine = load(args.engine.to_options(&args.model), args.json, interrupt)?;
             run_single(args, prompt, &engine, interrupt)
         }
     }

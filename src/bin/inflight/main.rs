@@ -95,7 +95,7 @@ mod tests {
         assert!(Cli::try_parse_from(line.split_whitespace()).is_ok());
         let line = "inflight bench m --trace f.json --limit 10";
         assert!(Cli::try_parse_from(line.split_whitespace()).is_ok());
-        let line = "inflight bench m --requests 4 --input-len 8 --output-len 9";
+        let line = "inflight bench m --num-prompts 4 --input-len 8 --output-len 9 --max-concurrency 2";
         assert!(Cli::try_parse_from(line.split_whitespace()).is_ok());
     }
 

@@ -1,6 +1,6 @@
 //! Options that several commands share, and what the library makes of them.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,14 +12,10 @@ use serde::{Deserialize, Deserializer};
 use crate::failure::Failure;
 use crate::units::parse_bytes;
 
-/// Which model, where it runs, and how much it may take.
+/// Where a model runs, and how much it may take.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Engine")]
 pub struct EngineArgs {
-    /// Model: a directory in Hugging Face layout, or a .gguf file
-    #[arg(value_name = "MODEL")]
-    pub model: PathBuf,
-
     /// Device: auto, cpu, cuda, cuda:0, cuda:0,1, or echo (no weights: gives the prompt back)
     #[arg(long, default_value = "auto")]
     pub device: String,
@@ -62,9 +58,9 @@ pub struct EngineArgs {
 }
 
 impl EngineArgs {
-    /// The engine's options.
-    pub fn to_options(&self) -> EngineOptions {
-        let mut options = EngineOptions::new(&self.model);
+    /// The engine's options for a model.
+    pub fn to_options(&self, model: &Path) -> EngineOptions {
+        let mut options = EngineOptions::new(model);
         options.device = self.device.clone();
         options.dtype = self.dtype.into();
         options.num_threads = self.threads;

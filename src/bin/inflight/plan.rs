@@ -1,6 +1,7 @@
 //! `inflight plan`: what a model would take, without loading it.
 
 use std::io::Write;
+use std::path::PathBuf;
 
 use clap::Args;
 use inflight::Engine;
@@ -23,6 +24,10 @@ Nothing is loaded or reserved. The exit code is 1 where the plan does not fit th
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct PlanArgs {
+    /// Model: a directory in Hugging Face layout, or a .gguf file
+    #[arg(value_name = "MODEL")]
+    model: PathBuf,
+
     #[command(flatten)]
     engine: EngineArgs,
 
@@ -33,7 +38,7 @@ pub struct PlanArgs {
 
 /// Runs the command.
 pub fn run(args: &PlanArgs) -> Result<(), Failure> {
-    let plan = Engine::plan(&args.engine.to_options())?;
+    let plan = Engine::plan(&args.engine.to_options(&args.model))?;
     let mut stdout = std::io::stdout().lock();
     if args.json {
         writeln!(stdout, "{}", to_json(&plan))?;

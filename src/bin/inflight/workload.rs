@@ -36,18 +36,45 @@ fn parse_trace(text: &str, limit: Option<usize>) -> Result<Vec<Lengths>, String>
     Ok(trace)
 }
 
-/// A stream of random token ids: SplitMix64 (Steele, Lea and Flood 2014), which a seed fixes for good, so
-/// that figures taken years apart ran the same prompts.
+/// A stream of random numbers: SplitMix64 (Steele, Lea and Flood 2014), which a seed fixes for good, so that
+/// figures taken years apart ran the same prompts.
+#[derive(Debug, Clone)]
+pub struct RandomNumbers {
+    state: u64,
+}
+
+impl RandomNumbers {
+    /// The stream of `seed`.
+    pub fn new(seed: u64) -> Self {
+        Self { state: seed }
+    }
+
+    /// The next 64 bits.
+    pub fn bits(&mut self) -> u64 {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// The next number from 0 up to 1, which it does not reach.
+    pub fn unit(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+/// A stream of random token ids.
 #[derive(Debug, Clone)]
 pub struct RandomTokens {
-    state: u64,
+    numbers: RandomNumbers,
     vocab_size: u32,
 }
 
 impl RandomTokens {
     /// Ids below `vocab_size`, which is at least 1.
     pub fn new(seed: u64, vocab_size: u32) -> Self {
-        Self { state: seed, vocab_size: vocab_size.max(1) }
+        Self { numbers: RandomNumbers::new(seed), vocab_size: vocab_size.max(1) }
     }
 
     /// The next `len` ids.
@@ -56,12 +83,7 @@ impl RandomTokens {
     }
 
     fn next_token(&mut self) -> u32 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^= z >> 31;
-        ((u128::from(z) * u128::from(self.vocab_size)) >> 64) as u32
+        ((u128::from(self.numbers.bits()) * u128::from(self.vocab_size)) >> 64) as u32
     }
 }
 

@@ -37,6 +37,7 @@ pub fn load_spec(checkpoint: &Checkpoint) -> Result<ModelSpec> {
     let spec = match checkpoint {
         Checkpoint::Gguf(file) => from_gguf(file)?,
         Checkpoint::Directory(directory) => from_directory(directory.path())?,
+        Checkpoint::Random(description) => from_description(description.path())?,
     };
     spec.validate().map_err(|error| Error::from(error).context(checkpoint.path().display()))?;
     Ok(spec)
@@ -45,14 +46,34 @@ pub fn load_spec(checkpoint: &Checkpoint) -> Result<ModelSpec> {
 fn from_directory(directory: &Path) -> Result<ModelSpec> {
     let spec_path = directory.join(SPEC_FILE);
     if spec_path.exists() {
-        let bytes = read_small_file(&spec_path, MAX_JSON_BYTES)?;
-        let spec = serde_json::from_slice(&bytes);
-        return spec.map_err(|error| at(&spec_path, ModelError::invalid("JSON", error.to_string())));
+        return parse_spec(&read_small_file(&spec_path, MAX_JSON_BYTES)?)
+            .map_err(|error| at(&spec_path, error));
     }
     let config_path = directory.join(CONFIG_FILE);
     let bytes = read_small_file(&config_path, MAX_JSON_BYTES)?;
-    let spec = Config::parse(&bytes).and_then(|config| (find_by_config(&config)?.from_config)(&config));
+    let spec = Config::parse(&bytes).and_then(|config| from_config(&config));
     spec.map_err(|error| at(&config_path, error))
+}
+
+/// A file under any name tells by its fields what it is: a spec names its family, a `config.json` does not.
+fn from_description(path: &Path) -> Result<ModelSpec> {
+    if path.is_dir() {
+        return from_directory(path);
+    }
+    let bytes = read_small_file(path, MAX_JSON_BYTES)?;
+    let spec = Config::parse(&bytes).and_then(|config| match config.has("family") {
+        true => parse_spec(&bytes),
+        false => from_config(&config),
+    });
+    spec.map_err(|error| at(path, error))
+}
+
+fn parse_spec(bytes: &[u8]) -> ModelResult<ModelSpec> {
+    serde_json::from_slice(bytes).map_err(|error| ModelError::invalid("JSON", error.to_string()))
+}
+
+fn from_config(config: &Config) -> ModelResult<ModelSpec> {
+    (find_by_config(config)?.from_config)(config)
 }
 
 fn find_by_config(config: &Config) -> ModelResult<&'static Family> {

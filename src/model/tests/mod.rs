@@ -5,5 +5,6 @@ mod golden;
 mod hostile;
 mod loading;
 mod naive;
+mod random;
 mod rope;
 mod smollm2;

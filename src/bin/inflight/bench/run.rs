@@ -1,16 +1,18 @@
-//! One measured run: everything enqueued at once, every event timed.
+//! One measured run: requests started in the shape of a load, every event timed.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use inflight::engine::{FinishReason, Stats};
 use inflight::{Engine, Event, EventKind, Prompt, Request};
 
+use super::load::Load;
 use crate::failure::Failure;
-use crate::flight::{Flight, reason_name};
+use crate::flight::{Flight, POLL_SLICE, reason_name};
 use crate::interrupt::Interrupt;
 use crate::workload::{Lengths, RandomTokens};
 
-/// Times of one request, in seconds from its enqueueing.
+/// Times of one request, in seconds from its start: its enqueueing, or in an open loop its arrival.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct RequestTimes {
     /// First token event.
@@ -24,7 +26,7 @@ pub struct RequestTimes {
 /// What a run measured. Times are in seconds.
 #[derive(Debug, Clone, Default)]
 pub struct Run {
-    /// From the first request's enqueueing to the last one's end.
+    /// From the first request's start to the last one's end.
     pub duration: f64,
     /// Per request.
     pub requests: Vec<RequestTimes>,
@@ -40,32 +42,44 @@ pub struct Run {
 pub struct Bench<'a> {
     engine: &'a Engine,
     interrupt: &'a Interrupt,
+    seed: u64,
     tokens: RandomTokens,
 }
 
 impl<'a> Bench<'a> {
-    /// Prompts come from `seed`.
+    /// Prompts and arrivals come from `seed`.
     pub fn new(engine: &'a Engine, interrupt: &'a Interrupt, seed: u64) -> Self {
-        Self { engine, interrupt, tokens: RandomTokens::new(seed, engine.model_info().vocab_size) }
+        let tokens = RandomTokens::new(seed, engine.model_info().vocab_size);
+        Self { engine, interrupt, seed, tokens }
     }
 
-    /// Enqueues all of `workload` at once and waits for the end.
-    pub fn run(&mut self, workload: &[Lengths]) -> Result<Run, Failure> {
-        let requests: Vec<Request> = workload.iter().map(|&lengths| self.request(lengths)).collect();
+    /// Runs `workload` in the shape of `load` to its end.
+    pub fn run(&mut self, workload: &[Lengths], load: Load) -> Result<Run, Failure> {
+        let mut requests: VecDeque<Request> = workload.iter().map(|&lengths| self.request(lengths)).collect();
+        let pace = load.pace(workload.len(), self.seed);
         let before = self.engine.stats();
         let mut flight = Flight::new(self.engine, self.interrupt);
+        let start = Instant::now();
         let mut clock = Clock::new(workload);
-        for (index, mut request) in requests.into_iter().enumerate() {
-            request.user_data = index as u64;
-            clock.enqueued[index] = Some(Instant::now());
-            flight.enqueue(request).map_err(|error| {
-                let Lengths { input, output } = workload[index];
-                error.context(format!("request {index} ({input} tokens in, {output} out)"))
-            })?;
-            clock.record(flight.poll(Duration::ZERO)?)?;
-        }
-        while !flight.is_empty() {
-            clock.record(flight.wait()?)?;
+        while !(flight.is_empty() && (requests.is_empty() || flight.was_cancelled())) {
+            let index = workload.len() - requests.len();
+            let wait = match requests.is_empty() || flight.was_cancelled() {
+                true => None,
+                false => pace.wait(index, flight.len(), start.elapsed()),
+            };
+            if wait == Some(Duration::ZERO)
+                && let Some(mut request) = requests.pop_front()
+            {
+                request.user_data = index as u64;
+                // An arrival counts from when it was due, however late this loop is with it.
+                clock.started[index] =
+                    Some(pace.arrival(index).map_or_else(Instant::now, |arrival| start + arrival));
+                flight.enqueue(request).map_err(|error| {
+                    let Lengths { input, output } = workload[index];
+                    error.context(format!("request {index} ({input} tokens in, {output} out)"))
+                })?;
+            }
+            clock.record(flight.poll(wait.unwrap_or(POLL_SLICE).min(POLL_SLICE))?)?;
         }
         if flight.was_cancelled() {
             return Err(Failure::Interrupted);
@@ -88,7 +102,7 @@ impl<'a> Bench<'a> {
 /// Times the events of a run.
 struct Clock<'a> {
     workload: &'a [Lengths],
-    enqueued: Vec<Option<Instant>>,
+    started: Vec<Option<Instant>>,
     times: Vec<RequestTimes>,
     num_tokens: Vec<u32>,
     gaps: Vec<f64>,
@@ -99,7 +113,7 @@ impl<'a> Clock<'a> {
     fn new(workload: &'a [Lengths]) -> Self {
         Self {
             workload,
-            enqueued: vec![None; workload.len()],
+            started: vec![None; workload.len()],
             times: vec![RequestTimes::default(); workload.len()],
             num_tokens: vec![0; workload.len()],
             gaps: Vec::new(),
@@ -111,8 +125,8 @@ impl<'a> Clock<'a> {
         let now = Instant::now();
         for event in events {
             let index = event.user_data as usize;
-            let Some(enqueued) = self.enqueued[index] else { continue };
-            let elapsed = (now - enqueued).as_secs_f64();
+            let Some(started) = self.started[index] else { continue };
+            let elapsed = (now - started).as_secs_f64();
             match event.kind {
                 EventKind::Output(output) => self.record_tokens(index, elapsed, output.token_ids.len()),
                 EventKind::Finished(finished) => {
@@ -154,7 +168,7 @@ impl<'a> Clock<'a> {
     }
 
     fn finish(self, before: &Stats, after: &Stats) -> Run {
-        let start = self.enqueued.first().copied().flatten();
+        let start = self.started.first().copied().flatten();
         let duration = match (start, self.end) {
             (Some(start), Some(end)) => (end - start).as_secs_f64(),
             _ => 0.0,
