@@ -36,11 +36,11 @@ __device__ inline void load_queries(uint32_t (&queries)[HEAD_DIM / 16][4], const
   }
 }
 
-// One warp's share of an item: runs `warp`, `warp + WARPS` .. of 16 keys.
+// One warp's share of an item: runs `warp`, `warp + WARPS` .. of 16 keys. Keys of earlier steps are on their way
+// before the predecessor has ended, which writes those of this step.
 template <typename T, int HEAD_DIM>
 __device__ inline void run_warp(const AttentionParams &params, const DecodeItem &item, uint32_t kv_head,
-                                const uint32_t (&queries)[HEAD_DIM / 16][4], uint32_t shared,
-                                OnlineSoftmax<HEAD_DIM> &softmax) {
+                                const T *heads, int num_heads, uint32_t shared, OnlineSoftmax<HEAD_DIM> &softmax) {
   using Shape = DecodeShape<HEAD_DIM>;
   constexpr uint32_t TILE_BYTES = Shape::TILE_ELEMENTS * sizeof(T);
   const int lane = threadIdx.x % WARP_THREADS;
@@ -59,10 +59,25 @@ __device__ inline void run_warp(const AttentionParams &params, const DecodeItem 
     // An empty group keeps the count of groups right.
     commit_copies();
   };
+  const uint32_t new_key = params.arrays.context_lens[item.row] - 1;
+  auto is_old = [&](uint32_t run) { return first + run * STRIDE + 16 <= new_key; };
 #pragma unroll
   for (int run = 0; run < Shape::STAGES - 1; run++) {
-    copy(run);
+    if (is_old(run)) {
+      copy(run);
+    }
   }
+  wait_for_predecessor();
+  start_successor();
+#pragma unroll
+  for (int run = 0; run < Shape::STAGES - 1; run++) {
+    if (!is_old(run)) {
+      copy(run);
+    }
+  }
+  uint32_t queries[HEAD_DIM / 16][4];
+  load_queries<T, HEAD_DIM>(queries, heads, num_heads);
+  softmax.clear();
   for (uint32_t run = 0; first + run * STRIDE < item.end_key; run++) {
     copy(run + Shape::STAGES - 1);
     wait_copies<Shape::STAGES - 1>();
@@ -118,12 +133,11 @@ __device__ inline void store_results(WarpResults<HEAD_DIM> &results, const Onlin
 __device__ inline float merge_factor(float maximum, float largest) { return exp2_approximate(maximum - largest); }
 
 template <typename T, int HEAD_DIM> __device__ inline void attention_decode(const AttentionParams &params) {
-  wait_for_predecessor();
-  start_successor();
   using Shape = DecodeShape<HEAD_DIM>;
   extern __shared__ __align__(16) unsigned char shared[];
   static_assert(sizeof(WarpResults<HEAD_DIM>) <= Shape::SHARED_BYTES, "results reuse the stages");
   if (blockIdx.x >= params.arrays.header->num_decode_items) {
+    wait_for_predecessor();
     return;
   }
   const DecodeItem item = params.decode_items[blockIdx.x];
@@ -134,12 +148,9 @@ template <typename T, int HEAD_DIM> __device__ inline void attention_decode(cons
   const uint64_t token = params.arrays.query_starts[item.row];
   const uint64_t width = static_cast<uint64_t>(params.num_heads + 2 * params.num_kv_heads) * HEAD_DIM;
 
-  uint32_t queries[HEAD_DIM / 16][4];
-  load_queries<T, HEAD_DIM>(queries, static_cast<const T *>(params.qkv) + token * width + first_head * HEAD_DIM,
-                            num_heads);
+  const T *heads = static_cast<const T *>(params.qkv) + token * width + first_head * HEAD_DIM;
   OnlineSoftmax<HEAD_DIM> softmax;
-  softmax.clear();
-  run_warp<T, HEAD_DIM>(params, item, kv_head, queries, shared_address(shared), softmax);
+  run_warp<T, HEAD_DIM>(params, item, kv_head, heads, num_heads, shared_address(shared), softmax);
   __syncthreads();
   auto &results = *reinterpret_cast<WarpResults<HEAD_DIM> *>(shared);
   store_results(results, softmax);

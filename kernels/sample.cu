@@ -5,11 +5,12 @@
 // logits [sampled, vocab_size] of single precision. One block of 1024 threads per row: a row is at most a
 // megabyte and stays in the second-level cache over the passes, of which greedy sampling needs one.
 //
-// Rows of slots that the host samples are left alone.
+// Penalties, bias and suppression change a logit whenever it is read, so that the raw ones stay for the
+// log-probabilities. Rows of slots that the host samples are left alone.
 
 #include "common.cuh"
+#include "history.cuh"
 #include "sample_math.cuh"
-#include "step.cuh"
 
 constexpr int THREADS = 1024;
 constexpr int RADIX_BITS = 8;
@@ -40,10 +41,16 @@ struct SampleParams {
   SampledRow *rows;
   // [sampled, max_logprobs + 1]
   Logprob *logprobs;
+  // [slots, marks_stride]
+  uint16_t *marks;
+  // [slots, max_edits]
+  const LogitEdit *edits;
   uint32_t vocab_size;
   uint32_t max_logprobs;
+  uint32_t marks_stride;
+  uint32_t max_edits;
 };
-static_assert(sizeof(SampleParams) == 64, "mirrored in sample.rs");
+static_assert(sizeof(SampleParams) == 88, "mirrored in sample.rs");
 
 // Bits that compare as unsigned integers like the values they stand for; both zeros are one value.
 __device__ inline uint32_t ordered_bits(float value) {
@@ -96,8 +103,21 @@ template <typename T> __device__ inline T block_total(T value) {
 struct Row {
   const float *logits;
   uint32_t vocab_size;
+  // The largest logit, of what is sampled from.
   float max;
   float temperature;
+  History history;
+  const SlotState &state;
+
+  // What is sampled from: the raw logit, adjusted where the slot asks for it.
+  __device__ inline float logit(uint32_t token) const {
+    const float raw = logits[token];
+    if (history.marks == nullptr) {
+      return raw;
+    }
+    const uint32_t mark = history.marks[token];
+    return mark == 0 ? raw : adjust_logit(raw, mark, token, state, history.edits);
+  }
 
   __device__ inline float scaled(float logit) const { return __fdiv_rn(__fsub_rn(logit, max), temperature); }
 };
@@ -215,13 +235,13 @@ __device__ inline Thresholds find_thresholds(const Row &row, const SlotState &st
   Thresholds thresholds = {-INFINITY, 0};
   if (state.top_k != 0 && state.top_k < row.vocab_size) {
     const uint32_t key = select_key(row.vocab_size, state.top_k,
-                                    [&](uint32_t token) { return make_uint2(ordered_bits(row.logits[token]), 1); });
+                                    [&](uint32_t token) { return make_uint2(ordered_bits(row.logit(token)), 1); });
     thresholds.logit = from_ordered_bits(key);
   }
   thresholds.weight = state.min_p_weight;
   if (state.top_p < 1.0f) {
     auto weight = [&](uint32_t token) {
-      const float logit = row.logits[token];
+      const float logit = row.logit(token);
       return logit < thresholds.logit ? 0 : weight_of(row.scaled(logit));
     };
     uint64_t sum = 0;
@@ -257,7 +277,7 @@ __device__ inline uint32_t draw(const Row &row, const SlotState &state, uint32_t
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       const uint32_t token = first + 16 * i;
-      const float logit = token < row.vocab_size ? row.logits[token] : -INFINITY;
+      const float logit = token < row.vocab_size ? row.logit(token) : -INFINITY;
       scores[i] = row.scaled(logit);
       if (logit < thresholds.logit || (thresholds.weight != 0 && weight_of(scores[i]) < thresholds.weight)) {
         scores[i] = -INFINITY;
@@ -282,17 +302,18 @@ __device__ inline uint32_t draw(const Row &row, const SlotState &state, uint32_t
   return token_of(block_max(winner));
 }
 
-// Writes log-probabilities of `token` and then of the most probable tokens in falling order, equal ones by
+// Writes log-probabilities under the raw logits, whose largest is `max`, of `token` and then of the most probable tokens in falling order, equal ones by
 // rising token; returns how many.
-__device__ inline uint32_t write_logprobs(const Row &row, uint32_t token, uint32_t num_top, Logprob *out) {
+__device__ inline uint32_t write_logprobs(const Row &row, float max, uint32_t token, uint32_t num_top,
+                                          Logprob *out) {
   double sum = 0.0;
   for (uint32_t i = threadIdx.x; i < row.vocab_size; i += THREADS) {
-    sum += static_cast<double>(exp_nonpositive(__fsub_rn(row.logits[i], row.max)));
+    sum += static_cast<double>(exp_nonpositive(__fsub_rn(row.logits[i], max)));
   }
   const double log_sum = log(block_total(sum));
   auto write = [&](uint32_t index, uint32_t id, float logit) {
     if (threadIdx.x == 0) {
-      out[index] = {id, static_cast<float>(static_cast<double>(logit) - static_cast<double>(row.max) - log_sum)};
+      out[index] = {id, static_cast<float>(static_cast<double>(logit) - static_cast<double>(max) - log_sum)};
     }
   };
   write(0, token, row.logits[token]);
@@ -320,13 +341,19 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample_rows(const __grid_c
   if (index >= params.header->num_sampled) {
     return;
   }
-  SlotState &slot = params.slot_states[params.slots[params.sampled_rows[index]]];
+  const uint32_t slot_index = params.slots[params.sampled_rows[index]];
+  SlotState &slot = params.slot_states[slot_index];
   const SlotState state = slot;
-  if (state.is_host_sampled != 0) {
+  if (state.flags & SLOT_HOST_SAMPLED) {
     return;
   }
-  Row row = {params.logits + static_cast<uint64_t>(index) * params.vocab_size, params.vocab_size, 0.0f,
-             state.temperature};
+  History history = {nullptr, nullptr};
+  if (state.flags & SLOT_ADJUSTED) {
+    history.marks = params.marks + static_cast<uint64_t>(slot_index) * params.marks_stride;
+    history.edits = params.edits + static_cast<uint64_t>(slot_index) * params.max_edits;
+  }
+  const float *logits = params.logits + static_cast<uint64_t>(index) * params.vocab_size;
+  Row row = {logits, params.vocab_size, 0.0f, state.temperature, history, state};
   uint64_t best = 0;
   bool is_valid = true;
   for (uint32_t token = threadIdx.x; token < row.vocab_size; token += THREADS) {
@@ -335,8 +362,17 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample_rows(const __grid_c
     best = max(best, rank(logit, token));
   }
   best = block_max(best);
+  const float raw_max = value_of(best);
+  bool has_token = __syncthreads_and(is_valid) && raw_max > -INFINITY;
+  if (has_token && history.marks != nullptr) {
+    best = 0;
+    for (uint32_t token = threadIdx.x; token < row.vocab_size; token += THREADS) {
+      best = max(best, rank(row.logit(token), token));
+    }
+    best = block_max(best);
+    has_token = value_of(best) > -INFINITY;
+  }
   row.max = value_of(best);
-  const bool has_token = __syncthreads_and(is_valid) && row.max > -INFINITY;
 
   uint32_t token = NO_TOKEN;
   uint32_t num_logprobs = 0;
@@ -347,12 +383,21 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample_rows(const __grid_c
     }
     if (state.num_logprobs != NO_LOGPROBS) {
       const uint32_t num_top = min(state.num_logprobs, params.max_logprobs);
-      num_logprobs = write_logprobs(row, token, num_top, params.logprobs + index * (params.max_logprobs + 1));
+      num_logprobs = write_logprobs(row, raw_max, token, num_top, params.logprobs + index * (params.max_logprobs + 1));
     }
   }
   if (threadIdx.x == 0) {
     params.rows[index] = {token, num_logprobs};
     slot.last_token = has_token ? token : 0;
     slot.num_outputs = state.num_outputs + (has_token ? 1 : 0);
+  }
+  if (!has_token || !(state.flags & SLOT_COUNTS_OUTPUTS)) {
+    return;
+  }
+  // All threads have read the marks.
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    const uint32_t mark = history.marks[token];
+    history.marks[token] = static_cast<uint16_t>(mark | MARK_SEEN) + ((mark & MARK_COUNT) < MARK_COUNT ? 1 : 0);
   }
 }

@@ -19,7 +19,7 @@ struct StepHeader {
   uint32_t num_prompt_tiles;
   uint32_t reserved;
 };
-static_assert(sizeof(StepHeader) == 32, "mirrored in step.rs");
+static_assert(sizeof(StepHeader) == 32, "mirrored in batch.rs");
 
 // Keys `first_key..end_key` of one row whose only query token is its last.
 struct DecodeItem {
@@ -29,7 +29,7 @@ struct DecodeItem {
   // Where the partial result goes, or NO_PARTIAL where the item covers all keys of its row.
   uint32_t partial;
 };
-static_assert(sizeof(DecodeItem) == 16, "mirrored in step.rs");
+static_assert(sizeof(DecodeItem) == 16, "mirrored in batch.rs");
 
 constexpr uint32_t NO_PARTIAL = 0xffffffffu;
 
@@ -40,14 +40,14 @@ struct SplitRow {
   uint32_t num_partials;
   uint32_t reserved;
 };
-static_assert(sizeof(SplitRow) == 16, "mirrored in step.rs");
+static_assert(sizeof(SplitRow) == 16, "mirrored in batch.rs");
 
 // Query tokens from `first_token` of the row on, as many as fill a tile.
 struct PromptTile {
   uint32_t row;
   uint32_t first_token;
 };
-static_assert(sizeof(PromptTile) == 8, "mirrored in step.rs");
+static_assert(sizeof(PromptTile) == 8, "mirrored in batch.rs");
 
 // Sampling parameters and state of a slot.
 struct SlotState {
@@ -61,10 +61,24 @@ struct SlotState {
   uint32_t num_logprobs;
   uint32_t num_outputs;
   uint32_t last_token;
-  // 1: the host samples this slot's rows.
-  uint32_t is_host_sampled;
+  // Bits of SLOT_*.
+  uint32_t flags;
+  float repetition_penalty;
+  float frequency_penalty;
+  float presence_penalty;
+  // Outputs before suppressed tokens are allowed.
+  uint32_t min_tokens;
+  uint32_t num_edits;
+  uint32_t reserved;
 };
-static_assert(sizeof(SlotState) == 40, "mirrored in step.rs");
+static_assert(sizeof(SlotState) == 64, "mirrored in batch.rs");
+
+// The host samples this slot's rows.
+constexpr uint32_t SLOT_HOST_SAMPLED = 1;
+// The slot has marks and edits (`history.cuh`).
+constexpr uint32_t SLOT_ADJUSTED = 2;
+// Outputs are counted in the marks.
+constexpr uint32_t SLOT_COUNTS_OUTPUTS = 4;
 
 constexpr uint32_t NO_LOGPROBS = 0xffffffffu;
 
@@ -73,7 +87,7 @@ struct SlotReset {
   uint32_t slot;
   uint32_t reserved;
 };
-static_assert(sizeof(SlotReset) == 48, "mirrored in step.rs");
+static_assert(sizeof(SlotReset) == 72, "mirrored in batch.rs");
 
 // Arrays of the rows, as in the host's batch.
 struct StepArrays {
@@ -89,4 +103,4 @@ struct StepArrays {
   // [blocks of all rows]
   const uint32_t *block_tables;
 };
-static_assert(sizeof(StepArrays) == 48, "mirrored in step.rs");
+static_assert(sizeof(StepArrays) == 48, "mirrored in batch.rs");

@@ -34,13 +34,19 @@ fn states() -> Vec<SlotState> {
         SlotState { top_k: 1_000_000, top_p: 1e-6, ..warm.clone() },
         SlotState { output: vec![3, 1, 4], seed: 1 << 40, ..warm.clone() },
     ];
-    // The slow path.
     states.extend([
         SlotState { repetition_penalty: 1.3, prompt: vec![0, 2, 4], ..warm.clone() },
-        SlotState { logit_bias: vec![(1, 100.0)], ..GREEDY },
+        SlotState { repetition_penalty: 0.7, output: vec![1, 1, 3, 1], num_logprobs: Some(3), ..GREEDY },
+        SlotState { logit_bias: vec![(1, 100.0), (2, -5.0), (4, 1e38)], ..GREEDY },
+        SlotState { logit_bias: vec![(0, 3.0), (3, -1.0)], top_k: 3, top_p: 0.8, ..warm.clone() },
         SlotState { presence_penalty: 1.0, frequency_penalty: 0.5, num_logprobs: Some(2), ..warm.clone() },
-        SlotState { min_tokens: 2, suppressed_tokens: vec![0, 1], ..warm },
+        SlotState { frequency_penalty: -1.5, output: vec![2; 40], ..warm.clone() },
+        SlotState { min_tokens: 2, suppressed_tokens: vec![0, 1, 1 << 20], ..warm.clone() },
+        SlotState { min_tokens: 9, suppressed_tokens: vec![0], logit_bias: vec![(0, 50.0)], ..GREEDY },
     ]);
+    // More than the device keeps: the slow path.
+    let many = (0..1200).map(|token| (token % 5, 0.01 * token as f32)).collect();
+    states.push(SlotState { logit_bias: many, num_logprobs: Some(1), ..warm });
     states
 }
 

@@ -43,8 +43,26 @@ pub(super) struct DeviceSlot {
     pub(super) num_logprobs: u32,
     pub(super) num_outputs: u32,
     pub(super) last_token: u32,
-    /// 1: the host samples this slot's rows.
-    pub(super) is_host_sampled: u32,
+    /// Bits of [`SlotFlags`].
+    pub(super) flags: u32,
+    pub(super) repetition_penalty: f32,
+    pub(super) frequency_penalty: f32,
+    pub(super) presence_penalty: f32,
+    pub(super) min_tokens: u32,
+    pub(super) num_edits: u32,
+    pub(super) reserved: u32,
+}
+
+/// Bits of [`DeviceSlot::flags`].
+pub(super) struct SlotFlags;
+
+impl SlotFlags {
+    /// The host samples this slot's rows.
+    pub(super) const HOST_SAMPLED: u32 = 1;
+    /// The slot has marks and edits.
+    pub(super) const ADJUSTED: u32 = 2;
+    /// Outputs are counted in the marks.
+    pub(super) const COUNTS_OUTPUTS: u32 = 4;
 }
 
 /// Byte offset of [`DeviceSlot::last_token`].
@@ -91,8 +109,8 @@ struct PrepareBatchParams {
     reserved: u32,
 }
 
-const _: () = assert!(size_of::<StepHeader>() == 32 && size_of::<DeviceSlot>() == 40);
-const _: () = assert!(size_of::<SlotReset>() == 48 && size_of::<StepArrays>() == 48);
+const _: () = assert!(size_of::<StepHeader>() == 32 && size_of::<DeviceSlot>() == 64);
+const _: () = assert!(size_of::<SlotReset>() == 72 && size_of::<StepArrays>() == 48);
 const _: () = assert!(size_of::<ResetSlotsParams>() == 24 && size_of::<PrepareBatchParams>() == 96);
 const _: () = assert!(std::mem::offset_of!(DeviceSlot, last_token) as u64 == LAST_TOKEN_OFFSET);
 

@@ -14,6 +14,7 @@ mod cublas;
 mod driver;
 mod embed;
 mod graph;
+mod history;
 mod linear;
 mod memory;
 mod modules;
@@ -283,8 +284,8 @@ impl Backend for Cuda {
     }
 
     fn reset_slot(&mut self, slot: u32, state: &SlotState) -> BackendResult<()> {
-        let (check, _, reserved, _) = self.reserved("reset_slot")?;
-        let device_slot = reserved.sampler.reset_slot(check, slot, state)?;
+        let (check, gpu, reserved, _) = self.reserved("reset_slot")?;
+        let device_slot = reserved.sampler.reset_slot(gpu, check, slot, state)?;
         reserved.step.reset_slot(slot, device_slot);
         Ok(())
     }

@@ -1,13 +1,14 @@
-//! Sampling: on the device (`kernels/sample.cu`) for every row whose slot asks for nothing but temperature,
-//! top-k, top-p, min-p and log-probabilities. The slow path: a slot with penalties, bias or suppressed tokens is
-//! sampled by the CPU's sampler, for which its row of logits comes to the host and the step waits.
+//! Sampling on the device (`kernels/sample.cu`). The slow path: a slot whose penalties or edits exceed what the
+//! device keeps (`history.rs`) is sampled by the CPU's sampler, for which its row of logits comes to the host and
+//! the step waits.
 
 use std::collections::VecDeque;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::batch::{DeviceSlot, LAST_TOKEN_OFFSET, StepState};
+use super::batch::{DeviceSlot, LAST_TOKEN_OFFSET, SlotFlags, StepState};
 use super::driver::{DevicePtr, Event, Gpu, Kernel, Launch, Params};
+use super::history::{self, Histories, MAX_EDITS};
 use super::memory::{Arena, Pinned};
 use super::modules::Modules;
 use super::tensor::{Checker, Tensor};
@@ -50,12 +51,16 @@ struct SampleParams {
     logits: DevicePtr,
     rows: DevicePtr,
     logprobs: DevicePtr,
+    marks: DevicePtr,
+    edits: DevicePtr,
     vocab_size: u32,
     max_logprobs: u32,
+    marks_stride: u32,
+    max_edits: u32,
 }
 
 const _: () = assert!(size_of::<SampledRow>() == 8 && size_of::<Logprob>() == 8);
-const _: () = assert!(size_of::<SampleParams>() == 64);
+const _: () = assert!(size_of::<SampleParams>() == 88);
 
 // SAFETY: `repr(C)`, mirrors SampleParams in sample.cu.
 unsafe impl Params for SampleParams {}
@@ -85,6 +90,7 @@ struct SlotFacts {
 pub(super) struct Sampler {
     kernel: Kernel<SampleParams>,
     slots: Vec<SlotFacts>,
+    histories: Histories,
     /// States of the slots that the host samples.
     host_slots: SlotTable,
     /// One row of logits, and behind it one token per slot, for the slow path.
@@ -101,6 +107,10 @@ pub(super) struct Sampler {
 impl Sampler {
     /// Bytes on the device for `limits`.
     pub(super) fn device_bytes(limits: &BackendLimits) -> u64 {
+        Self::results_bytes(limits) + Histories::device_bytes(limits)
+    }
+
+    fn results_bytes(limits: &BackendLimits) -> u64 {
         (limits.max_slots * (size_of::<SampledRow>() + LOGPROBS_PER_ROW * size_of::<Logprob>())) as u64
     }
 
@@ -112,16 +122,17 @@ impl Sampler {
     ) -> BackendResult<Sampler> {
         let BackendLimits { max_slots, vocab_size, .. } = *limits;
         let rows_bytes = max_slots * size_of::<SampledRow>();
-        let device_rows = arena.alloc(gpu, Self::device_bytes(limits), "sampled rows")?;
+        let device_rows = arena.alloc(gpu, Self::results_bytes(limits), "sampled rows")?;
         // Rows that the host samples are copied to it too, and must not be anything.
-        gpu.fill(device_rows, 0, Self::device_bytes(limits))?;
+        gpu.fill(device_rows, 0, Self::results_bytes(limits))?;
         let results = || {
-            let pinned = Pinned::new(gpu, Self::device_bytes(limits) as usize)?;
+            let pinned = Pinned::new(gpu, Self::results_bytes(limits) as usize)?;
             Ok(Results { pinned, copied: Event::new(gpu, false)? })
         };
         Ok(Sampler {
             kernel: modules.kernel(gpu, "sample", "sample_rows")?,
             slots: vec![SlotFacts::default(); max_slots],
+            histories: Histories::new(gpu, modules, arena, limits)?,
             host_slots: SlotTable::new(max_slots, vocab_size),
             host_row: Pinned::new(gpu, 4 * (vocab_size + max_slots))?,
             vocab_size,
@@ -137,6 +148,7 @@ impl Sampler {
     /// Takes over a slot's parameters; returns what the device keeps of them.
     pub(super) fn reset_slot(
         &mut self,
+        gpu: &Gpu,
         check: Checker,
         slot: u32,
         state: &SlotState,
@@ -147,9 +159,17 @@ impl Sampler {
         check.require(state.num_logprobs.is_none_or(|num| num as usize <= MAX_LOGPROBS), || {
             format!("{:?} log-probabilities, at most {MAX_LOGPROBS}", state.num_logprobs)
         })?;
-        *facts = SlotFacts { is_host_sampled: needs_host(state), has_logprobs: state.num_logprobs.is_some() };
-        if facts.is_host_sampled {
+        let is_adjusted = history::counts_outputs(state) || history::num_edits(state) > 0;
+        let is_host_sampled = is_adjusted && !Histories::takes(state);
+        *facts = SlotFacts { is_host_sampled, has_logprobs: state.num_logprobs.is_some() };
+        let mut flags = 0;
+        if is_host_sampled {
             self.host_slots.reset(slot, state);
+            flags = SlotFlags::HOST_SAMPLED;
+        } else if is_adjusted {
+            self.histories.reset(gpu, slot, state)?;
+            flags = SlotFlags::ADJUSTED;
+            flags |= if history::counts_outputs(state) { SlotFlags::COUNTS_OUTPUTS } else { 0 };
         }
         Ok(DeviceSlot {
             seed: state.seed,
@@ -160,7 +180,13 @@ impl Sampler {
             num_logprobs: state.num_logprobs.unwrap_or(NO_LOGPROBS),
             num_outputs: state.output.len() as u32,
             last_token: state.output.last().copied().unwrap_or(0),
-            is_host_sampled: u32::from(facts.is_host_sampled),
+            flags,
+            repetition_penalty: state.repetition_penalty,
+            frequency_penalty: state.frequency_penalty,
+            presence_penalty: state.presence_penalty,
+            min_tokens: state.min_tokens,
+            num_edits: history::num_edits(state) as u32,
+            reserved: 0,
         })
     }
 
@@ -182,8 +208,12 @@ impl Sampler {
             logits: logits.data,
             rows: self.device_rows,
             logprobs: self.device_logprobs,
+            marks: self.histories.marks,
+            edits: self.histories.edits,
             vocab_size: self.vocab_size as u32,
             max_logprobs: MAX_LOGPROBS as u32,
+            marks_stride: self.histories.marks_stride as u32,
+            max_edits: MAX_EDITS as u32,
         };
         gpu.launch(check.operation, &self.kernel, Launch::overlapping(num_rows as u32, THREADS), &params)?;
         if step.is_recording {
@@ -287,12 +317,4 @@ impl Sampler {
         }
         Ok(sampled)
     }
-}
-
-/// Whether a slot asks for what only the host's sampler does.
-fn needs_host(state: &SlotState) -> bool {
-    let has_penalties =
-        state.repetition_penalty != 1.0 || state.presence_penalty != 0.0 || state.frequency_penalty != 0.0;
-    let suppresses = state.min_tokens > 0 && !state.suppressed_tokens.is_empty();
-    has_penalties || suppresses || !state.logit_bias.is_empty()
 }
