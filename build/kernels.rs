@@ -1,8 +1,10 @@
 // Compiles `kernels/*.cu` to fat binaries that `src/backend/cuda` embeds.
 
+use std::collections::hash_map::DefaultHasher;
 use std::env;
 use std::fmt::Write as _;
 use std::fs;
+use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -79,13 +81,49 @@ fn kernel_sources(folder: &Path) -> Vec<PathBuf> {
     sources
 }
 
+/// Compiles a file, or takes what an earlier build made of the same sources for the same targets: other profiles
+/// and feature sets need the same kernels.
 fn compile(nvcc: &Path, targets: &str, source: &Path, out: &Path) {
+    let made = out.join(format!("{}.fatbin", stem(source)));
+    let Some(kept) = kept_path(nvcc, targets, source, out) else {
+        return run_nvcc(nvcc, targets, source, &made);
+    };
+    if fs::copy(&kept, &made).is_ok() {
+        return;
+    }
+    run_nvcc(nvcc, targets, source, &made);
+    // A build that runs at the same time may do the same; a file appears whole or not at all.
+    let partial = kept.with_extension(std::process::id().to_string());
+    let is_kept = fs::copy(&made, &partial).and_then(|_| fs::rename(&partial, &kept));
+    if let Err(error) = is_kept {
+        println!("cargo:warning=cannot keep {}: {error}", kept.display());
+    }
+}
+
+/// Where the fat binary of these inputs is kept: in a folder of the target directory, under their hash.
+fn kept_path(nvcc: &Path, targets: &str, source: &Path, out: &Path) -> Option<PathBuf> {
+    // OUT_DIR is TARGET/PROFILE/build/PACKAGE/out.
+    let folder = out.ancestors().nth(4)?.join("kernels");
+    fs::create_dir_all(&folder).ok()?;
+    let mut hasher = DefaultHasher::new();
+    (nvcc, targets, fs::read(source).ok()?).hash(&mut hasher);
+    let mut headers: Vec<PathBuf> =
+        fs::read_dir(source.parent()?).ok()?.flatten().map(|e| e.path()).collect();
+    headers.retain(|path| path.extension().is_some_and(|extension| extension == "cuh"));
+    headers.sort();
+    for header in headers {
+        (&header, fs::read(&header).ok()?).hash(&mut hasher);
+    }
+    Some(folder.join(format!("{}-{:016x}.fatbin", stem(source), hasher.finish())))
+}
+
+fn run_nvcc(nvcc: &Path, targets: &str, source: &Path, made: &Path) {
     let mut command = Command::new(nvcc);
     command.args(["-std=c++17", "-O3", "-fatbin", "-Xfatbin", "-compress-all", "--Werror", "all-warnings"]);
     for target in targets.split_whitespace() {
         command.arg("-gencode").arg(target);
     }
-    command.arg("-o").arg(out.join(format!("{}.fatbin", stem(source)))).arg(source);
+    command.arg("-o").arg(made).arg(source);
     let output = command.output().unwrap_or_else(|error| panic!("{}: {error}", nvcc.display()));
     if !output.status.success() {
         panic!("{command:?} failed:\n{}", String::from_utf8_lossy(&output.stderr));

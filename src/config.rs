@@ -85,7 +85,8 @@ pub struct EngineOptions {
     pub model: PathBuf,
     /// Make the weights up from this seed instead of reading them, with bytes for a tokenizer: for benchmarks.
     pub random_weights: Option<u64>,
-    /// `auto`, `cpu`, `cuda`, `cuda:0`, `cuda:0,1`, or `echo` (no weights: returns the prompt).
+    /// `auto` (the first CUDA device, or where none can be used the CPU), `cpu`, `cuda`, `cuda:0`, `cuda:0,1`, or
+    /// `echo` (no weights: returns the prompt).
     pub device: String,
     /// Weight dtype.
     pub dtype: DTypeChoice,

@@ -72,7 +72,7 @@ fn time(gpu: &mut Cuda, marker: &Tensor, mut call: impl FnMut(&mut Cuda, usize))
     };
     run(gpu, 3);
     let once = run(gpu, 10) / 10.0;
-    let count = ((0.02 / once) as usize).clamp(5, 2000);
+    let count = ((0.1 / once) as usize).clamp(5, 2000);
     let mut times: Vec<f64> = (0..7).map(|_| run(gpu, count) / count as f64).collect();
     times.sort_by(f64::total_cmp);
     times[3] * 1e6
@@ -91,7 +91,7 @@ fn bench_linear() {
         let num_weights = (256usize << 20).div_ceil(weight_bytes).max(2);
         let weights: Vec<Tensor> =
             (0..num_weights).map(|_| random_tensor(&mut gpu, &noise, out_features, in_features)).collect();
-        for rows in [1, 4, 8, 16, 32, 64, 256, 2048] {
+        for rows in [1, 4, 8, 16, 32, 64, 256, 512, 2048, 8192] {
             let input = random_tensor(&mut gpu, &noise, rows, in_features);
             let mut out = gpu.alloc(BF16, rows, out_features).unwrap();
             let marker = gpu.alloc(DType::F32, 1, 1).unwrap();
@@ -225,10 +225,10 @@ fn bench_small() {
     let mut gpu = Cuda::new(0).unwrap();
     let noise = noise(4 << 20, 1.0);
     let vocab_size = 128_256;
-    gpu.reserve(&BackendLimits { max_tokens: 4096, max_slots: 256, vocab_size }).unwrap();
+    gpu.reserve(&BackendLimits { max_tokens: 8192, max_slots: 256, vocab_size }).unwrap();
     let marker = gpu.alloc(DType::F32, 1, 1).unwrap();
     println!("norm and activation of width 4096 and 14336: rows | us norm | us activation");
-    for rows in [1, 64, 2048] {
+    for rows in [1, 64, 2048, 8192] {
         let mut residual = random_tensor(&mut gpu, &noise, rows, 4096);
         let delta = random_tensor(&mut gpu, &noise, rows, 4096);
         let weight = gpu.alloc(DType::F32, 1, 4096).unwrap();

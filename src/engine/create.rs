@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::backend::cpu::Cpu;
-use crate::config::EngineOptions;
+use crate::config::{DTypeChoice, EngineOptions, LogLevel};
 use crate::engine::echo::EchoExecutor;
 use crate::engine::executor::Executor;
 use crate::engine::info::{MemoryPlan, ModelInfo};
@@ -47,6 +47,8 @@ pub struct EngineFacts {
 /// A device name, understood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Device {
+    /// The first CUDA device, or where there is none the CPU.
+    Auto,
     Cpu,
     /// The driver's device of this index.
     Cuda(u32),
@@ -62,7 +64,8 @@ impl Device {
             None => (name, None),
         };
         match (kind, argument) {
-            ("auto" | "cpu", None) => Ok(Device::Cpu),
+            ("auto", None) => Ok(Device::Auto),
+            ("cpu", None) => Ok(Device::Cpu),
             ("echo", None) => Ok(Device::Echo(Duration::ZERO)),
             ("echo", Some(micros)) => match micros.parse::<u32>() {
                 Ok(micros) => Ok(Device::Echo(Duration::from_micros(micros.into()))),
@@ -88,8 +91,8 @@ impl Device {
 /// Loads what `options` name.
 pub(super) fn load(options: &EngineOptions) -> Result<EngineParts> {
     check(options)?;
-    match Device::parse(&options.device)? {
-        Device::Cpu => model::load(cpu_target(options)?, options),
+    match choose_device(options)? {
+        Device::Auto | Device::Cpu => model::load(cpu_target(options)?, options),
         #[cfg(feature = "cuda")]
         Device::Cuda(ordinal) => model::load(cuda_target(ordinal, options)?, options),
         #[cfg(not(feature = "cuda"))]
@@ -101,14 +104,30 @@ pub(super) fn load(options: &EngineOptions) -> Result<EngineParts> {
 /// Computes what [`load`] would reserve.
 pub(super) fn plan(options: &EngineOptions) -> Result<MemoryPlan> {
     check(options)?;
-    match Device::parse(&options.device)? {
-        Device::Cpu => model::plan(&cpu_target(options)?.backend, options),
+    match choose_device(options)? {
+        Device::Auto | Device::Cpu => model::plan(&cpu_target(options)?.backend, options),
         #[cfg(feature = "cuda")]
         Device::Cuda(ordinal) => model::plan(&cuda_target(ordinal, options)?.backend, options),
         #[cfg(not(feature = "cuda"))]
         Device::Cuda(_) => Err(no_cuda()),
         Device::Echo(_) => Ok(plan_echo(options)),
     }
+}
+
+/// The device that the options name, [`Device::Auto`] settled: a CUDA device that this build can use, unless the
+/// dtype is one that only the CPU has.
+fn choose_device(options: &EngineOptions) -> Result<Device> {
+    let device = Device::parse(&options.device)?;
+    #[cfg(feature = "cuda")]
+    if device == Device::Auto && options.dtype != DTypeChoice::F32 {
+        match crate::backend::cuda::Cuda::probe(0) {
+            Ok(()) => return Ok(Device::Cuda(0)),
+            Err(reason) => {
+                options.logger.log(LogLevel::Info, format_args!("device auto takes the CPU: {reason}"))
+            }
+        }
+    }
+    Ok(device)
 }
 
 fn cpu_target(options: &EngineOptions) -> Result<Target<Cpu>> {
@@ -118,7 +137,7 @@ fn cpu_target(options: &EngineOptions) -> Result<Target<Cpu>> {
 
 #[cfg(feature = "cuda")]
 fn cuda_target(ordinal: u32, options: &EngineOptions) -> Result<Target<crate::backend::cuda::Cuda>> {
-    if options.dtype == crate::config::DTypeChoice::F32 {
+    if options.dtype == DTypeChoice::F32 {
         return Err(Error::invalid_argument("dtype is f32; a CUDA device computes in bf16 or f16"));
     }
     let backend = crate::backend::cuda::Cuda::new(ordinal)?;

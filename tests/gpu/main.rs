@@ -9,3 +9,4 @@ mod lifecycle;
 mod ops;
 mod rig;
 mod sampling;
+mod serving;

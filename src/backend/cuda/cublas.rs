@@ -62,8 +62,8 @@ pub(super) struct CublasLt {
 unsafe impl Send for CublasLt {}
 
 impl CublasLt {
-    /// Opens the library; the workspace is set when memory is reserved.
-    pub(super) fn open() -> Result<CublasLt> {
+    /// Whether the library is there.
+    pub(super) fn probe() -> Result<()> {
         // SAFETY: looks for the library by name and closes it again.
         if !unsafe { sys::is_culib_present() } {
             return Err(Error::new(
@@ -72,6 +72,12 @@ impl CublasLt {
                  PyPI) and put its folder on the library path (LD_LIBRARY_PATH)",
             ));
         }
+        Ok(())
+    }
+
+    /// Opens the library; the workspace is set when memory is reserved.
+    pub(super) fn open() -> Result<CublasLt> {
+        Self::probe()?;
         let fail = |error: result::CublasError| {
             Error::new(Status::DeviceUnavailable, format!("opening cuBLASLt failed: {error}"))
         };
