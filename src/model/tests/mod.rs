@@ -1,9 +1,11 @@
 //! The decoder on checkpoints, against golden logits and against its own plan.
 
+mod axes;
 mod families;
 mod golden;
 mod hostile;
 mod loading;
 mod naive;
+mod reference;
 mod rope;
 mod smollm2;
