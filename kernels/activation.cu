@@ -1,43 +1,107 @@
-// out = silu(gate) * up, with silu(x) = x / (1 + e^-x).
+// out = activation(gate) * up, or activation(up), of the input plus its bias.
 //
-// gate_up [rows, 2 * width] holds a row's gate, then its up; out [rows, width]; T, width a multiple of 8.
+// input [rows, 2 * width] holds a row's gate, then its up, or [rows, width] its up alone; out [rows, width]; T,
+// width a multiple of 8; bias, as wide as the input, of single precision, or null.
 // One thread makes one 16-byte vector; the grid's second dimension is the row.
 
 #include "common.cuh"
 
-struct GatedActivationParams {
-  const uint4 *gate_up;
+struct ActivationParams {
+  const uint4 *input;
+  const float4 *bias;
   uint4 *out;
   uint32_t vectors;
   uint32_t rows;
 };
-static_assert(sizeof(GatedActivationParams) == 24, "mirrored in activation.rs");
+static_assert(sizeof(ActivationParams) == 32, "mirrored in activation.rs");
 
-template <typename T> __device__ inline void gated_silu(const GatedActivationParams &params) {
+// x * sigmoid(y).
+__device__ inline float times_sigmoid(float x, float y) { return x / (1.0f + __expf(-y)); }
+
+struct Silu {
+  __device__ static float apply(float x) { return times_sigmoid(x, x); }
+};
+
+struct Gelu {
+  __device__ static float apply(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678f)); }
+};
+
+// 0.5 x (1 + tanh(y)) = x sigmoid(2 y) with y = sqrt(2 / pi) (x + 0.044715 x^3).
+struct GeluTanh {
+  __device__ static float apply(float x) { return times_sigmoid(x, x * (1.5957691f + 0.07135481f * x * x)); }
+};
+
+struct QuickGelu {
+  __device__ static float apply(float x) { return times_sigmoid(x, 1.702f * x); }
+};
+
+// A NaN stays one, which fmaxf would drop.
+struct Relu {
+  __device__ static float apply(float x) { return x < 0.0f ? 0.0f : x; }
+};
+
+struct ReluSquared {
+  __device__ static float apply(float x) { return x < 0.0f ? 0.0f : x * x; }
+};
+
+template <typename T>
+__device__ inline void load_biased(const uint4 *row, const float4 *bias, uint32_t index, float (&values)[8]) {
+  unpack_vector<T>(row[index], values);
+  if (bias == nullptr) {
+    return;
+  }
+  const float4 low = bias[2 * index];
+  const float4 high = bias[2 * index + 1];
+  const float added[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    values[i] += added[i];
+  }
+}
+
+template <typename Function, typename T, bool IS_GATED>
+__device__ inline void activate(const ActivationParams &params) {
   wait_for_predecessor();
   start_successor();
+  constexpr uint32_t INPUTS = IS_GATED ? 2 : 1;
   const uint32_t index = blockIdx.x * blockDim.x + threadIdx.x;
   if (index >= params.vectors) {
     return;
   }
   for (uint32_t row = blockIdx.y; row < params.rows; row += gridDim.y) {
-    const uint4 *source = params.gate_up + static_cast<uint64_t>(row) * 2 * params.vectors;
-    float gate[8];
-    float up[8];
-    unpack_vector<T>(source[index], gate);
-    unpack_vector<T>(source[params.vectors + index], up);
+    const uint4 *source = params.input + static_cast<uint64_t>(row) * INPUTS * params.vectors;
+    float values[8];
+    load_biased<T>(source, params.bias, index, values);
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-      gate[i] = gate[i] / (1.0f + __expf(-gate[i])) * up[i];
+      values[i] = Function::apply(values[i]);
     }
-    params.out[static_cast<uint64_t>(row) * params.vectors + index] = pack_vector<T>(gate);
+    if constexpr (IS_GATED) {
+      float up[8];
+      load_biased<T>(source, params.bias, params.vectors + index, up);
+#pragma unroll
+      for (int i = 0; i < 8; i++) {
+        values[i] *= up[i];
+      }
+    }
+    params.out[static_cast<uint64_t>(row) * params.vectors + index] = pack_vector<T>(values);
   }
 }
 
-#define GATED_SILU(NAME, T)                                                                                      \
-  extern "C" __global__ void __launch_bounds__(256) NAME(const __grid_constant__ GatedActivationParams params) { \
-    gated_silu<T>(params);                                                                                       \
+#define ACTIVATION(NAME, FUNCTION, T, IS_GATED)                                                                  \
+  extern "C" __global__ void __launch_bounds__(256) NAME(const __grid_constant__ ActivationParams params) {      \
+    activate<FUNCTION, T, IS_GATED>(params);                                                                     \
   }
 
-GATED_SILU(gated_silu_bf16, __nv_bfloat16)
-GATED_SILU(gated_silu_f16, __half)
+#define ACTIVATIONS(NAME, FUNCTION)                                                                              \
+  ACTIVATION(NAME##_gated_bf16, FUNCTION, __nv_bfloat16, true)                                                   \
+  ACTIVATION(NAME##_gated_f16, FUNCTION, __half, true)                                                           \
+  ACTIVATION(NAME##_plain_bf16, FUNCTION, __nv_bfloat16, false)                                                  \
+  ACTIVATION(NAME##_plain_f16, FUNCTION, __half, false)
+
+ACTIVATIONS(silu, Silu)
+ACTIVATIONS(gelu, Gelu)
+ACTIVATIONS(gelu_tanh, GeluTanh)
+ACTIVATIONS(quick_gelu, QuickGelu)
+ACTIVATIONS(relu, Relu)
+ACTIVATIONS(relu_squared, ReluSquared)

@@ -1,8 +1,11 @@
-// Rotates query and key heads in place (Su et al. 2021) and writes keys and values to the paged cache.
+// Adds biases to queries, keys and values, clamps them, rotates query and key heads (Su et al. 2021), and writes keys
+// and values to the paged cache.
 //
-// qkv [tokens, (num_heads + 2 * num_kv_heads) * head_dim] of T: queries, keys, values. table [positions,
-// rotary_dim] of single precision: rotary_dim / 2 cosines, then as many sines. The cache's layer is
-// [block][key, value][kv_head][token in block][head_dim]. head_dim is a multiple of 8, rotary_dim even.
+// qkv [tokens, (num_heads + 2 * num_kv_heads) * head_dim] of T: queries, keys, values; queries are written back,
+// keys and values go to the cache alone. bias, as wide as a row of qkv, of single precision, or null. table
+// [positions, rotary_dim] of single precision: rotary_dim / 2 cosines, then as many sines; rotary_dim may be 0. The
+// cache's layer is [block][key, value][kv_head][token in block][head_dim]. head_dim is a multiple of 8, rotary_dim
+// even.
 //
 // One block per token; its threads stride over units, each of which is a run of LANES pairs to rotate or a
 // vector to copy. A unit of the half pairing is LANES elements and their partners rotary_dim / 2 further on; of
@@ -16,6 +19,7 @@ struct RopeParams {
   const uint32_t *positions;
   const uint32_t *cache_places;
   const float *table;
+  const float *bias;
   void *qkv;
   // The layer's part of the cache.
   void *cache;
@@ -24,9 +28,10 @@ struct RopeParams {
   uint32_t head_dim;
   uint32_t rotary_dim;
   uint32_t block_size;
-  uint32_t reserved;
+  // Infinity where there is none.
+  float clamp;
 };
-static_assert(sizeof(RopeParams) == 72, "mirrored in rope.rs");
+static_assert(sizeof(RopeParams) == 80, "mirrored in rope.rs");
 
 template <typename T> struct TokenHeads {
   T *qkv;
@@ -84,13 +89,33 @@ template <int ELEMENTS, typename T> __device__ inline void store(T *target, cons
   }
 }
 
-// Pairs `LANES * unit ..` of one head; `cached` is null for query heads.
+// Elements from `element` of a token's row on, with their biases, clamped.
+template <int ELEMENTS, typename T>
+__device__ inline void load_biased(const RopeParams &params, const T *row, uint32_t element,
+                                   float (&values)[ELEMENTS]) {
+  load<ELEMENTS>(row + element, values);
+  if (params.bias != nullptr) {
+#pragma unroll
+    for (int i = 0; i < ELEMENTS; i++) {
+      values[i] += params.bias[element + i];
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < ELEMENTS; i++) {
+    // Keeps a NaN, which fminf and fmaxf would drop.
+    values[i] = values[i] > params.clamp ? params.clamp : values[i] < -params.clamp ? -params.clamp : values[i];
+  }
+}
+
+// Pairs `LANES * unit ..` of the head whose elements start at `head` in the row; they go to `target`.
 template <typename T, int LANES>
-__device__ inline void rotate_halves(T *head, T *cached, const float *angles, uint32_t half, uint32_t unit) {
+__device__ inline void rotate_halves(const RopeParams &params, const T *row, uint32_t head, T *target,
+                                     const float *angles, uint32_t unit) {
+  const uint32_t half = params.rotary_dim / 2;
   float first[LANES];
   float second[LANES];
-  load<LANES>(head + unit * LANES, first);
-  load<LANES>(head + half + unit * LANES, second);
+  load_biased<LANES>(params, row, head + unit * LANES, first);
+  load_biased<LANES>(params, row, head + half + unit * LANES, second);
 #pragma unroll
   for (int i = 0; i < LANES; i++) {
     const float cosine = angles[unit * LANES + i];
@@ -99,18 +124,16 @@ __device__ inline void rotate_halves(T *head, T *cached, const float *angles, ui
     second[i] = second[i] * cosine + first[i] * sine;
     first[i] = rotated;
   }
-  store<LANES>(head + unit * LANES, first);
-  store<LANES>(head + half + unit * LANES, second);
-  if (cached != nullptr) {
-    store<LANES>(cached + unit * LANES, first);
-    store<LANES>(cached + half + unit * LANES, second);
-  }
+  store<LANES>(target + unit * LANES, first);
+  store<LANES>(target + half + unit * LANES, second);
 }
 
 template <typename T, int LANES>
-__device__ inline void rotate_neighbours(T *head, T *cached, const float *angles, uint32_t half, uint32_t unit) {
+__device__ inline void rotate_neighbours(const RopeParams &params, const T *row, uint32_t head, T *target,
+                                         const float *angles, uint32_t unit) {
+  const uint32_t half = params.rotary_dim / 2;
   float values[2 * LANES];
-  load<2 * LANES>(head + unit * 2 * LANES, values);
+  load_biased<2 * LANES>(params, row, head + unit * 2 * LANES, values);
 #pragma unroll
   for (int i = 0; i < LANES; i++) {
     const float cosine = angles[unit * LANES + i];
@@ -119,10 +142,7 @@ __device__ inline void rotate_neighbours(T *head, T *cached, const float *angles
     values[2 * i + 1] = values[2 * i + 1] * cosine + values[2 * i] * sine;
     values[2 * i] = rotated;
   }
-  store<2 * LANES>(head + unit * 2 * LANES, values);
-  if (cached != nullptr) {
-    store<2 * LANES>(cached + unit * 2 * LANES, values);
-  }
+  store<2 * LANES>(target + unit * 2 * LANES, values);
 }
 
 template <typename T, int LANES, bool IS_INTERLEAVED>
@@ -134,39 +154,44 @@ __device__ inline void rope_and_write_kv(const RopeParams &params) {
     return;
   }
   const TokenHeads<T> heads = locate<T>(params, token);
-  const uint32_t half = params.rotary_dim / 2;
-  const float *angles = params.table + static_cast<uint64_t>(params.positions[token]) * params.rotary_dim;
+  const uint32_t num_keys_end = params.num_heads + params.num_kv_heads;
+  const auto target = [&](uint32_t head) {
+    if (head < params.num_heads) {
+      return heads.qkv + head * params.head_dim;
+    }
+    return head < num_keys_end ? heads.keys + (head - params.num_heads) * heads.cache_head_stride
+                               : heads.values + (head - num_keys_end) * heads.cache_head_stride;
+  };
 
-  const uint32_t units = half / LANES;
-  const uint32_t num_rotated = (params.num_heads + params.num_kv_heads) * units;
-  for (uint32_t index = threadIdx.x; index < num_rotated; index += blockDim.x) {
+  const uint32_t units = params.rotary_dim / 2 / LANES;
+  const float *angles = params.table + static_cast<uint64_t>(params.positions[token]) * params.rotary_dim;
+  for (uint32_t index = threadIdx.x; index < num_keys_end * units; index += blockDim.x) {
     const uint32_t head = index / units;
     const uint32_t unit = index % units;
-    T *elements = heads.qkv + head * params.head_dim;
-    T *cached =
-        head < params.num_heads ? nullptr : heads.keys + (head - params.num_heads) * heads.cache_head_stride;
     if constexpr (IS_INTERLEAVED) {
-      rotate_neighbours<T, LANES>(elements, cached, angles, half, unit);
+      rotate_neighbours<T, LANES>(params, heads.qkv, head * params.head_dim, target(head), angles, unit);
     } else {
-      rotate_halves<T, LANES>(elements, cached, angles, half, unit);
+      rotate_halves<T, LANES>(params, heads.qkv, head * params.head_dim, target(head), angles, unit);
     }
   }
 
-  // What is left of the keys, then the values.
+  // What does not rotate. Of queries only what changes is written.
   constexpr int COPIED = LANES % 8 == 0 ? 8 : 2;
-  const uint32_t key_units = (params.head_dim - params.rotary_dim) / COPIED;
+  const bool changes_queries = params.bias != nullptr || params.clamp < INFINITY;
+  const uint32_t first_head = changes_queries ? 0 : params.num_heads;
+  const uint32_t rest_units = (params.head_dim - params.rotary_dim) / COPIED;
+  const uint32_t num_rest = (num_keys_end - first_head) * rest_units;
   const uint32_t value_units = params.head_dim / COPIED;
-  const uint32_t num_copied = params.num_kv_heads * (key_units + value_units);
+  const uint32_t num_copied = num_rest + params.num_kv_heads * value_units;
   for (uint32_t index = threadIdx.x; index < num_copied; index += blockDim.x) {
-    const uint32_t head = index / (key_units + value_units);
-    const uint32_t unit = index % (key_units + value_units);
-    const bool is_key = unit < key_units;
-    const uint32_t element = is_key ? params.rotary_dim + unit * COPIED : (unit - key_units) * COPIED;
-    const uint32_t source_head = params.num_heads + (is_key ? 0 : params.num_kv_heads) + head;
-    T *target = (is_key ? heads.keys : heads.values) + head * heads.cache_head_stride + element;
+    const bool is_value = index >= num_rest;
+    const uint32_t place = is_value ? index - num_rest : index;
+    const uint32_t per_head = is_value ? value_units : rest_units;
+    const uint32_t head = (is_value ? num_keys_end : first_head) + place / per_head;
+    const uint32_t element = (is_value ? 0 : params.rotary_dim) + place % per_head * COPIED;
     float values[COPIED];
-    load<COPIED>(heads.qkv + source_head * params.head_dim + element, values);
-    store<COPIED>(target, values);
+    load_biased<COPIED>(params, heads.qkv, head * params.head_dim + element, values);
+    store<COPIED>(target(head) + element, values);
   }
 }
 

@@ -5,7 +5,8 @@ use std::time::Instant;
 use half::{bf16, f16};
 use inflight::backend::cpu::{Cpu, KvCache, Tensor};
 use inflight::backend::{
-    Activation, AttentionShape, Backend, BackendLimits, Batch, DType, KvLayout, RopePairing,
+    Activate, Activation, AttentionShape, Backend, BackendLimits, Batch, DType, Delta, Embedding, Head,
+    KvLayout, Norm, QkvTransform, RopePairing, Scoring,
 };
 
 const NUM_LAYERS: usize = 30;
@@ -194,10 +195,10 @@ impl Decoder {
         let c = &mut cpu;
         let layers = (0..NUM_LAYERS)
             .map(|_| Layer {
-                input_norm: random(c, dtype, 1, HIDDEN, 1.0),
+                input_norm: random(c, DType::F32, 1, HIDDEN, 1.0),
                 qkv: random(c, dtype, SHAPE.qkv_width(), HIDDEN, 0.05),
                 attention_out: random(c, dtype, HIDDEN, SHAPE.num_heads * SHAPE.head_dim, 0.05),
-                post_norm: random(c, dtype, 1, HIDDEN, 1.0),
+                post_norm: random(c, DType::F32, 1, HIDDEN, 1.0),
                 gate_up: random(c, dtype, 2 * INTERMEDIATE, HIDDEN, 0.05),
                 down: random(c, dtype, HIDDEN, INTERMEDIATE, 0.03),
             })
@@ -232,7 +233,8 @@ impl Decoder {
                 cpu.load_batch(&batch).expect("a batch");
                 for layer in 0..NUM_LAYERS {
                     let qkv = &mut activations.qkv;
-                    cpu.rope_and_write_kv(qkv, rope, RopePairing::Half, &SHAPE, cache, layer).expect("rope");
+                    let transform = QkvTransform::rotate(rope, RopePairing::Half);
+                    cpu.rope_and_write_kv(qkv, &transform, &SHAPE, cache, layer).expect("rope");
                 }
             }
         }
@@ -264,7 +266,8 @@ impl Decoder {
             (elements * *weight_bytes, 2 * elements * rows)
         };
         cpu.load_batch(batch).expect("a batch");
-        clock.time("embed", 0, 0, || cpu.embed(embedding, &mut a.residual).expect("embed"));
+        clock
+            .time("embed", 0, 0, || cpu.embed(&Embedding::plain(embedding), &mut a.residual).expect("embed"));
         for (index, layer) in layers.iter().enumerate() {
             let linear = |clock: &mut Clock,
                           cpu: &mut Cpu,
@@ -275,45 +278,39 @@ impl Decoder {
                 let (bytes, flops) = cost(weight, rows);
                 clock.time(name, bytes, flops, || cpu.linear(input, weight, out, rows).expect(name));
             };
-            let delta = (index > 0).then_some(&a.delta);
-            clock.time("add_rms_norm", 0, 0, || {
-                cpu.add_rms_norm(&mut a.residual, delta, &layer.input_norm, 1e-5, &mut a.normed, rows)
-                    .expect("norm");
+            let deltas = [(index > 0).then(|| Delta::plain(&a.delta)), None];
+            let norm = Norm::rms(&layer.input_norm, 1e-5);
+            clock.time("add_norm", 0, 0, || {
+                cpu.add_norm(&mut a.residual, deltas, &norm, &mut a.normed, rows).expect("norm");
             });
             linear(clock, cpu, "linear qkv", &a.normed, &layer.qkv, &mut a.qkv);
             clock.time("rope", 0, 0, || {
-                cpu.rope_and_write_kv(&mut a.qkv, rope, RopePairing::Half, &SHAPE, cache, index)
-                    .expect("rope");
+                let transform = QkvTransform::rotate(rope, RopePairing::Half);
+                cpu.rope_and_write_kv(&mut a.qkv, &transform, &SHAPE, cache, index).expect("rope");
             });
             clock.time("attention", cache_bytes, attention_flops, || {
-                cpu.attention(&a.qkv, &SHAPE, cache, index, &mut a.heads).expect("attention");
+                cpu.attention(&a.qkv, &SHAPE, &Scoring::default(), cache, index, &mut a.heads)
+                    .expect("attention");
             });
             linear(clock, cpu, "linear out", &a.heads, &layer.attention_out, &mut a.delta);
-            clock.time("add_rms_norm", 0, 0, || {
-                cpu.add_rms_norm(
-                    &mut a.residual,
-                    Some(&a.delta),
-                    &layer.post_norm,
-                    1e-5,
-                    &mut a.normed,
-                    rows,
-                )
-                .expect("norm");
+            let (deltas, norm) = ([Some(Delta::plain(&a.delta)), None], Norm::rms(&layer.post_norm, 1e-5));
+            clock.time("add_norm", 0, 0, || {
+                cpu.add_norm(&mut a.residual, deltas, &norm, &mut a.normed, rows).expect("norm");
             });
             linear(clock, cpu, "linear gate_up", &a.normed, &layer.gate_up, &mut a.gate_up);
-            clock.time("gated_activation", 0, 0, || {
-                cpu.gated_activation(&a.gate_up, Activation::Silu, &mut a.gated, rows).expect("activation");
+            clock.time("activate", 0, 0, || {
+                cpu.activate(&a.gate_up, &Activate::gated(Activation::Silu), &mut a.gated, rows)
+                    .expect("activation");
             });
             linear(clock, cpu, "linear down", &a.gated, &layer.down, &mut a.delta);
         }
-        clock.time("add_rms_norm", 0, 0, || {
-            let weight = &layers[0].input_norm;
-            cpu.add_rms_norm(&mut a.residual, Some(&a.delta), weight, 1e-5, &mut a.normed, rows)
-                .expect("norm");
+        let (deltas, norm) = ([Some(Delta::plain(&a.delta)), None], Norm::rms(&layers[0].input_norm, 1e-5));
+        clock.time("add_norm", 0, 0, || {
+            cpu.add_norm(&mut a.residual, deltas, &norm, &mut a.normed, rows).expect("norm");
         });
         let (bytes, flops) = cost(embedding, batch.num_sampled());
         clock.time("logits", bytes, flops, || {
-            cpu.logits(&a.normed, embedding, &mut a.logits).expect("logits");
+            cpu.logits(&a.normed, &Head::plain(embedding), &mut a.logits).expect("logits");
         });
     }
 }

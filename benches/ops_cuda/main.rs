@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use inflight::backend::cuda::{Cuda, KvCache, Tensor};
 use inflight::backend::{
-    Activation, AttentionShape, Backend, BackendLimits, BackendResult, Batch, DType, KvLayout, RopePairing,
-    SlotState, TOKEN_FROM_SLOT,
+    Activate, Activation, AttentionShape, Backend, BackendLimits, BackendResult, Batch, DType, Delta,
+    Embedding, Head, KvLayout, Norm, QkvTransform, RopePairing, Scoring, SlotState, TOKEN_FROM_SLOT,
 };
 
 /// Measured on an H100 SXM: a copy's bytes read and written, and a large BF16 product.
@@ -151,8 +151,8 @@ impl AttentionBench {
             push(&mut batch, 0, vec![0; count], first + count, (0..num_blocks as u32).collect());
             gpu.load_batch(&batch).unwrap();
             for layer in 0..layout.num_layers {
-                gpu.rope_and_write_kv(&mut qkv, &table, RopePairing::Half, &shape, &mut cache, layer)
-                    .unwrap();
+                let transform = QkvTransform::rotate(&table, RopePairing::Half);
+                gpu.rope_and_write_kv(&mut qkv, &transform, &shape, &mut cache, layer).unwrap();
             }
         }
         let qkv = random_tensor(&mut gpu, &noise, max_tokens, shape.qkv_width());
@@ -170,7 +170,8 @@ impl AttentionBench {
 
     fn micros(&mut self) -> f64 {
         let AttentionBench { gpu, shape, cache, qkv, out, marker } = self;
-        time(gpu, marker, |gpu, index| gpu.attention(qkv, shape, cache, index % 4, out).unwrap())
+        let plain = Scoring::default();
+        time(gpu, marker, |gpu, index| gpu.attention(qkv, shape, &plain, cache, index % 4, out).unwrap())
     }
 }
 
@@ -234,12 +235,13 @@ fn bench_small() {
         let weight = gpu.alloc(DType::F32, 1, 4096).unwrap();
         let mut out = gpu.alloc(BF16, rows, 4096).unwrap();
         let norm = time(&mut gpu, &marker, |gpu, _| {
-            gpu.add_rms_norm(&mut residual, Some(&delta), &weight, 1e-5, &mut out, rows).unwrap();
+            let deltas = [Some(Delta::plain(&delta)), None];
+            gpu.add_norm(&mut residual, deltas, &Norm::rms(&weight, 1e-5), &mut out, rows).unwrap();
         });
         let gate_up = random_tensor(&mut gpu, &noise, rows, 2 * 14_336);
         let mut gated = gpu.alloc(BF16, rows, 14_336).unwrap();
         let activation = time(&mut gpu, &marker, |gpu, _| {
-            gpu.gated_activation(&gate_up, Activation::Silu, &mut gated, rows).unwrap();
+            gpu.activate(&gate_up, &Activate::gated(Activation::Silu), &mut gated, rows).unwrap();
         });
         println!("{rows} | {norm:.1} | {activation:.1}");
     }
@@ -374,21 +376,24 @@ impl Model {
     fn run(&mut self, gpu: &mut Cuda, rows: usize) -> BackendResult<()> {
         let Model { shape, table, cache, embedding, head, final_norm, layers, buffers } = self;
         let [residual, normed, qkv, attention, gate_up, gated, delta, logits] = buffers;
-        gpu.embed(embedding, residual)?;
+        gpu.embed(&Embedding::plain(embedding), residual)?;
+        let transform = QkvTransform::rotate(table, RopePairing::Half);
         for (index, layer) in layers.iter().enumerate() {
-            let added = (index > 0).then_some(&*delta);
-            gpu.add_rms_norm(residual, added, &layer.norms[0], 1e-5, normed, rows)?;
+            let added = [(index > 0).then(|| Delta::plain(&*delta)), None];
+            gpu.add_norm(residual, added, &Norm::rms(&layer.norms[0], 1e-5), normed, rows)?;
             gpu.linear(normed, &layer.qkv, qkv, rows)?;
-            gpu.rope_and_write_kv(qkv, table, RopePairing::Half, shape, cache, index)?;
-            gpu.attention(qkv, shape, cache, index, attention)?;
+            gpu.rope_and_write_kv(qkv, &transform, shape, cache, index)?;
+            gpu.attention(qkv, shape, &Scoring::default(), cache, index, attention)?;
             gpu.linear(attention, &layer.attention_output, delta, rows)?;
-            gpu.add_rms_norm(residual, Some(delta), &layer.norms[1], 1e-5, normed, rows)?;
+            let added = [Some(Delta::plain(&*delta)), None];
+            gpu.add_norm(residual, added, &Norm::rms(&layer.norms[1], 1e-5), normed, rows)?;
             gpu.linear(normed, &layer.gate_up, gate_up, rows)?;
-            gpu.gated_activation(gate_up, Activation::Silu, gated, rows)?;
+            gpu.activate(gate_up, &Activate::gated(Activation::Silu), gated, rows)?;
             gpu.linear(gated, &layer.down, delta, rows)?;
         }
-        gpu.add_rms_norm(residual, Some(delta), final_norm, 1e-5, normed, rows)?;
-        gpu.logits(normed, head, logits)?;
+        let added = [Some(Delta::plain(&*delta)), None];
+        gpu.add_norm(residual, added, &Norm::rms(final_norm, 1e-5), normed, rows)?;
+        gpu.logits(normed, &Head::plain(head), logits)?;
         gpu.sample(logits)
     }
 }

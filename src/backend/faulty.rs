@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::{
-    Activation, AttentionShape, Backend, BackendError, BackendLimits, BackendResult, Batch, DType, KvLayout,
-    RopePairing, Sampled, SlotState,
+    Activate, AttentionShape, Backend, BackendError, BackendLimits, BackendResult, Batch, DType, Delta,
+    Embedding, Feature, Head, KvLayout, Norm, QkvTransform, Sampled, Scoring, SlotState,
 };
 
 /// A call of [`Backend`] that can fail.
@@ -32,16 +32,18 @@ pub enum Operation {
     LoadBatch,
     /// [`Backend::embed`].
     Embed,
-    /// [`Backend::add_rms_norm`].
-    AddRmsNorm,
+    /// [`Backend::add_norm`].
+    AddNorm,
+    /// [`Backend::norm_add`].
+    NormAdd,
     /// [`Backend::linear`].
     Linear,
     /// [`Backend::rope_and_write_kv`].
     RopeAndWriteKv,
     /// [`Backend::attention`].
     Attention,
-    /// [`Backend::gated_activation`].
-    GatedActivation,
+    /// [`Backend::activate`].
+    Activate,
     /// [`Backend::logits`].
     Logits,
     /// [`Backend::sample`].
@@ -52,7 +54,7 @@ pub enum Operation {
 
 impl Operation {
     /// Every operation, in the order of the trait.
-    pub const ALL: [Operation; 16] = [
+    pub const ALL: [Operation; 17] = [
         Operation::Reserve,
         Operation::Alloc,
         Operation::WriteRows,
@@ -61,11 +63,12 @@ impl Operation {
         Operation::ResetSlot,
         Operation::LoadBatch,
         Operation::Embed,
-        Operation::AddRmsNorm,
+        Operation::AddNorm,
+        Operation::NormAdd,
         Operation::Linear,
         Operation::RopeAndWriteKv,
         Operation::Attention,
-        Operation::GatedActivation,
+        Operation::Activate,
         Operation::Logits,
         Operation::Sample,
         Operation::Collect,
@@ -82,11 +85,12 @@ impl Operation {
             Operation::ResetSlot => "reset_slot",
             Operation::LoadBatch => "load_batch",
             Operation::Embed => "embed",
-            Operation::AddRmsNorm => "add_rms_norm",
+            Operation::AddNorm => "add_norm",
+            Operation::NormAdd => "norm_add",
             Operation::Linear => "linear",
             Operation::RopeAndWriteKv => "rope_and_write_kv",
             Operation::Attention => "attention",
-            Operation::GatedActivation => "gated_activation",
+            Operation::Activate => "activate",
             Operation::Logits => "logits",
             Operation::Sample => "sample",
             Operation::Collect => "collect",
@@ -201,6 +205,10 @@ impl<B: Backend> Backend for Faulty<B> {
         self.inner.activation_dtype(weights)
     }
 
+    fn supports(&self, feature: Feature) -> bool {
+        self.inner.supports(feature)
+    }
+
     fn available_bytes(&self) -> Option<u64> {
         self.inner.available_bytes()
     }
@@ -246,22 +254,36 @@ impl<B: Backend> Backend for Faulty<B> {
         self.inner.load_batch(batch)
     }
 
-    fn embed(&mut self, table: &Self::Tensor, out: &mut Self::Tensor) -> BackendResult<()> {
+    fn embed(
+        &mut self,
+        embedding: &Embedding<'_, Self::Tensor>,
+        out: &mut Self::Tensor,
+    ) -> BackendResult<()> {
         self.enter(Operation::Embed)?;
-        self.inner.embed(table, out)
+        self.inner.embed(embedding, out)
     }
 
-    fn add_rms_norm(
+    fn add_norm(
         &mut self,
         residual: &mut Self::Tensor,
-        delta: Option<&Self::Tensor>,
-        weight: &Self::Tensor,
-        epsilon: f32,
+        deltas: [Option<Delta<'_, Self::Tensor>>; 2],
+        norm: &Norm<'_, Self::Tensor>,
         out: &mut Self::Tensor,
         rows: usize,
     ) -> BackendResult<()> {
-        self.enter(Operation::AddRmsNorm)?;
-        self.inner.add_rms_norm(residual, delta, weight, epsilon, out, rows)
+        self.enter(Operation::AddNorm)?;
+        self.inner.add_norm(residual, deltas, norm, out, rows)
+    }
+
+    fn norm_add(
+        &mut self,
+        delta: Delta<'_, Self::Tensor>,
+        norm: &Norm<'_, Self::Tensor>,
+        residual: &mut Self::Tensor,
+        rows: usize,
+    ) -> BackendResult<()> {
+        self.enter(Operation::NormAdd)?;
+        self.inner.norm_add(delta, norm, residual, rows)
     }
 
     fn linear(
@@ -278,43 +300,43 @@ impl<B: Backend> Backend for Faulty<B> {
     fn rope_and_write_kv(
         &mut self,
         qkv: &mut Self::Tensor,
-        table: &Self::Tensor,
-        pairing: RopePairing,
+        transform: &QkvTransform<'_, Self::Tensor>,
         shape: &AttentionShape,
         cache: &mut Self::KvCache,
         layer: usize,
     ) -> BackendResult<()> {
         self.enter(Operation::RopeAndWriteKv)?;
-        self.inner.rope_and_write_kv(qkv, table, pairing, shape, cache, layer)
+        self.inner.rope_and_write_kv(qkv, transform, shape, cache, layer)
     }
 
     fn attention(
         &mut self,
         qkv: &Self::Tensor,
         shape: &AttentionShape,
+        scoring: &Scoring,
         cache: &Self::KvCache,
         layer: usize,
         out: &mut Self::Tensor,
     ) -> BackendResult<()> {
         self.enter(Operation::Attention)?;
-        self.inner.attention(qkv, shape, cache, layer, out)
+        self.inner.attention(qkv, shape, scoring, cache, layer, out)
     }
 
-    fn gated_activation(
+    fn activate(
         &mut self,
-        gate_up: &Self::Tensor,
-        activation: Activation,
+        input: &Self::Tensor,
+        activate: &Activate<'_, Self::Tensor>,
         out: &mut Self::Tensor,
         rows: usize,
     ) -> BackendResult<()> {
-        self.enter(Operation::GatedActivation)?;
-        self.inner.gated_activation(gate_up, activation, out, rows)
+        self.enter(Operation::Activate)?;
+        self.inner.activate(input, activate, out, rows)
     }
 
     fn logits(
         &mut self,
         hidden: &Self::Tensor,
-        head: &Self::Tensor,
+        head: &Head<'_, Self::Tensor>,
         out: &mut Self::Tensor,
     ) -> BackendResult<()> {
         self.enter(Operation::Logits)?;

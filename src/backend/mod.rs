@@ -7,7 +7,12 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod faulty;
+mod ops;
 
+pub use ops::{
+    Activate, Activation, Alibi, AttentionShape, Delta, Embedding, Feature, Gating, Head, Norm, NormExtent,
+    NormKind, QkNorm, QkvTransform, Rope, RopePairing, Scoring,
+};
 use thiserror::Error;
 
 use crate::error::{Error, Status};
@@ -222,43 +227,6 @@ impl KvLayout {
     }
 }
 
-/// How RoPE pairs the elements of a head.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RopePairing {
-    /// Element `i` with `i + rotary_dim / 2`.
-    Half,
-    /// Element `2 i` with `2 i + 1`.
-    Interleaved,
-}
-
-/// Heads of an attention layer. A row of the fused `qkv` tensor is
-/// `[num_heads * head_dim | num_kv_heads * head_dim | num_kv_heads * head_dim]`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AttentionShape {
-    /// Query heads, a multiple of `num_kv_heads`.
-    pub num_heads: usize,
-    /// Key-value heads.
-    pub num_kv_heads: usize,
-    /// Elements of a head.
-    pub head_dim: usize,
-    /// Factor on the scores before softmax.
-    pub scale: f32,
-}
-
-impl AttentionShape {
-    /// Width of a row of the fused `qkv` tensor.
-    pub fn qkv_width(&self) -> usize {
-        (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
-    }
-}
-
-/// Activation of a gated MLP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// `x * sigmoid(x)`.
-    Silu,
-}
-
 /// Sizes that a backend reserves for when it is created; the step loop allocates nothing after that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BackendLimits {
@@ -280,6 +248,11 @@ pub trait Backend: Send + 'static {
 
     /// Element type of activations and residuals for weights of `weights`.
     fn activation_dtype(&self, weights: DType) -> DType;
+
+    /// Whether operations take what `feature` names. A decoder is not loaded where a model needs more.
+    fn supports(&self, _feature: Feature) -> bool {
+        true
+    }
 
     /// Bytes of memory that are free on the device now, where that can be known.
     fn available_bytes(&self) -> Option<u64> {
@@ -341,22 +314,31 @@ pub trait Backend: Send + 'static {
         Ok(())
     }
 
-    /// `out[t] = table[tokens[t]]` for the batch's tokens. `table` is `[vocab, hidden]`.
-    fn embed(&mut self, table: &Self::Tensor, out: &mut Self::Tensor) -> BackendResult<()>;
+    /// `out[t] = table[tokens[t]] * scale + positions[position of t]` for the batch's tokens.
+    fn embed(&mut self, embedding: &Embedding<'_, Self::Tensor>, out: &mut Self::Tensor)
+    -> BackendResult<()>;
 
-    /// `residual += delta` where there is one, then `out = residual / rms(residual) * weight` per row, with
-    /// `rms(x) = sqrt(mean(x^2) + epsilon)` (Zhang and Sennrich 2019). `weight` is `[1, hidden]`.
-    fn add_rms_norm(
+    /// Adds `deltas` with their biases to `residual`, then `out = norm(residual)`, per row.
+    fn add_norm(
         &mut self,
         residual: &mut Self::Tensor,
-        delta: Option<&Self::Tensor>,
-        weight: &Self::Tensor,
-        epsilon: f32,
+        deltas: [Option<Delta<'_, Self::Tensor>>; 2],
+        norm: &Norm<'_, Self::Tensor>,
         out: &mut Self::Tensor,
         rows: usize,
     ) -> BackendResult<()>;
 
-    /// `out[r] = weight · input[r]`. `weight` is `[out_features, in_features]`; sums are in f32.
+    /// `residual += norm(delta)`, per row.
+    fn norm_add(
+        &mut self,
+        delta: Delta<'_, Self::Tensor>,
+        norm: &Norm<'_, Self::Tensor>,
+        residual: &mut Self::Tensor,
+        rows: usize,
+    ) -> BackendResult<()>;
+
+    /// `out[r] = weight · input[r]`. `weight` is `[out_features, in_features]`; sums are in f32. A bias is added
+    /// by the operation that follows.
     fn linear(
         &mut self,
         input: &Self::Tensor,
@@ -365,15 +347,13 @@ pub trait Backend: Send + 'static {
         rows: usize,
     ) -> BackendResult<()>;
 
-    /// Rotates the query and key heads of the batch's tokens in place (Su et al. 2021) and writes keys and
-    /// values to their places in layer `layer` of the cache. Row `p` of the f32 tensor `table` holds the
-    /// `rotary_dim / 2` cosines of position `p`, then as many sines.
-    #[allow(clippy::too_many_arguments)]
+    /// Transforms the queries, keys and values of the batch's tokens in place and writes keys and values to their
+    /// places in layer `layer` of the cache; values' and unrotated elements' new values need not stand in `qkv`
+    /// afterwards, those of queries do.
     fn rope_and_write_kv(
         &mut self,
         qkv: &mut Self::Tensor,
-        table: &Self::Tensor,
-        pairing: RopePairing,
+        transform: &QkvTransform<'_, Self::Tensor>,
         shape: &AttentionShape,
         cache: &mut Self::KvCache,
         layer: usize,
@@ -381,29 +361,31 @@ pub trait Backend: Send + 'static {
 
     /// Causal attention of the batch's query heads over layer `layer` of the cache.
     /// `out` is `[tokens, num_heads * head_dim]`.
+    #[allow(clippy::too_many_arguments)]
     fn attention(
         &mut self,
         qkv: &Self::Tensor,
         shape: &AttentionShape,
+        scoring: &Scoring,
         cache: &Self::KvCache,
         layer: usize,
         out: &mut Self::Tensor,
     ) -> BackendResult<()>;
 
-    /// `out = activation(gate) * up` for rows `[gate | up]`.
-    fn gated_activation(
+    /// Adds the bias to `input` and applies the activation, per row.
+    fn activate(
         &mut self,
-        gate_up: &Self::Tensor,
-        activation: Activation,
+        input: &Self::Tensor,
+        activate: &Activate<'_, Self::Tensor>,
         out: &mut Self::Tensor,
         rows: usize,
     ) -> BackendResult<()>;
 
-    /// `out[i] = head · hidden[last token of sampled row i]`, in f32. `head` is `[vocab, hidden]`.
+    /// `out[i] = head · hidden[last token of sampled row i]`, in f32, then bias, scale and soft cap.
     fn logits(
         &mut self,
         hidden: &Self::Tensor,
-        head: &Self::Tensor,
+        head: &Head<'_, Self::Tensor>,
         out: &mut Self::Tensor,
     ) -> BackendResult<()>;
 

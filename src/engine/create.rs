@@ -117,17 +117,27 @@ pub(super) fn plan(options: &EngineOptions) -> Result<MemoryPlan> {
 /// The device that the options name, [`Device::Auto`] settled: a CUDA device that this build can use, unless the
 /// dtype is one that only the CPU has.
 fn choose_device(options: &EngineOptions) -> Result<Device> {
-    let device = Device::parse(&options.device)?;
-    #[cfg(feature = "cuda")]
-    if device == Device::Auto && options.dtype != DTypeChoice::F32 {
-        match crate::backend::cuda::Cuda::probe(0) {
-            Ok(()) => return Ok(Device::Cuda(0)),
+    match Device::parse(&options.device)? {
+        Device::Auto if options.dtype == DTypeChoice::F32 => Ok(Device::Cpu),
+        Device::Auto => match probe_cuda() {
+            Ok(()) => Ok(Device::Cuda(0)),
             Err(reason) => {
-                options.logger.log(LogLevel::Info, format_args!("device auto takes the CPU: {reason}"))
+                options.logger.log(LogLevel::Info, format_args!("device auto takes the CPU: {reason}"));
+                Ok(Device::Cpu)
             }
-        }
+        },
+        device => Ok(device),
     }
-    Ok(device)
+}
+
+#[cfg(feature = "cuda")]
+fn probe_cuda() -> Result<()> {
+    crate::backend::cuda::Cuda::probe(0)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn probe_cuda() -> Result<()> {
+    Err(no_cuda())
 }
 
 fn cpu_target(options: &EngineOptions) -> Result<Target<Cpu>> {

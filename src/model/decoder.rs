@@ -1,16 +1,17 @@
 //! The one decoder: runs every [`ModelSpec`] on every [`Backend`].
 
 use crate::backend::{
-    Activation, AttentionShape, Backend, BackendLimits, BackendResult, Batch, DType, RopePairing, Sampled,
-    SlotState,
+    Activate, AttentionShape, Backend, BackendLimits, BackendResult, Batch, DType, Delta, Embedding, Head,
+    Norm, NormExtent, QkNorm, QkvTransform, Rope, RopePairing, Sampled, Scoring, SlotState,
 };
 use crate::config::ProgressCallback;
 use crate::error::Result;
 use crate::format::Checkpoint;
+use crate::model::load;
 use crate::model::memory::{self, Activations, BufferShape};
-use crate::model::rope::Rope;
-use crate::model::spec::{Mlp, ModelSpec, Norm, Positions};
-use crate::model::weights::{self, Weights};
+use crate::model::rope;
+use crate::model::spec::{self, BlockShape, LogitExtras, Mlp, ModelSpec, Positions};
+use crate::model::weights::{LayerMlp, LayerWeights, Parameters, Weights};
 
 /// Sizes and types that a decoder is loaded with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,14 +39,44 @@ pub struct Decoder<B: Backend> {
 /// What a step works with.
 struct LoadedModel<B: Backend> {
     weights: Weights<B::Tensor>,
-    /// `[max_model_len, rotary_dim]`: cosines, then sines.
-    rope_table: B::Tensor,
+    /// `[max_model_len, rotary_dim]` each: cosines, then sines.
+    rope_tables: Vec<B::Tensor>,
     kv_cache: B::KvCache,
     activations: Activations<B::Tensor>,
+    axes: Axes,
+}
+
+/// What [`Decoder::forward`] needs of the spec.
+struct Axes {
+    embedding_scale: f32,
+    norm: spec::Norm,
+    block: BlockShape,
     heads: AttentionShape,
+    qkv_clamp: Option<f32>,
+    qk_norm: Option<NormExtent>,
+    /// What each layer's scores pass, and the table that its heads rotate by.
+    layers: Vec<(Scoring, Option<usize>)>,
     rope_pairing: RopePairing,
-    activation: Activation,
-    norm_epsilon: f32,
+    mlp: Mlp,
+    logits: LogitExtras,
+}
+
+/// A block whose result has not been added to the residual yet.
+#[derive(Clone, Copy)]
+enum Waiting {
+    Attention { layer: usize },
+    Mlp { layer: usize },
+}
+
+/// Nothing waits.
+const NOTHING: [Option<Waiting>; 2] = [None; 2];
+
+/// A place of a norm whose result the next block takes.
+#[derive(Clone, Copy)]
+enum NormPlace {
+    Attention { layer: usize },
+    Mlp { layer: usize },
+    Final,
 }
 
 impl<B: Backend> Decoder<B> {
@@ -58,27 +89,16 @@ impl<B: Backend> Decoder<B> {
         progress: Option<&ProgressCallback>,
     ) -> Result<Self> {
         spec.validate()?;
+        spec.check_support(&backend)?;
         memory::memory_plan(&backend, spec, config)?;
-        let weights = weights::load(&mut backend, spec, checkpoint, config.weight_dtype, progress)?;
-        let rope_table = load_rope_table(&mut backend, spec, config)?;
+        let weights = load::load(&mut backend, spec, checkpoint, config.weight_dtype, progress)?;
+        let rope_tables = load_rope_tables(&mut backend, spec, config)?;
         let kv_cache = backend.alloc_kv_cache(&config.kv_layout(spec))?;
         let activation_dtype = backend.activation_dtype(config.weight_dtype);
         let activations = Activations::plan(spec, &config.limits, activation_dtype)
             .try_map(|BufferShape { dtype, rows, columns }| backend.alloc(dtype, rows, columns))?;
         backend.reserve(&config.limits)?;
-        let Positions::Rope { pairing, .. } = spec.positions;
-        let Mlp::Gated { activation } = spec.mlp;
-        let Norm::Rms { epsilon } = spec.norm;
-        let model = LoadedModel {
-            weights,
-            rope_table,
-            kv_cache,
-            activations,
-            heads: spec.heads.into(),
-            rope_pairing: pairing.into(),
-            activation: activation.into(),
-            norm_epsilon: epsilon,
-        };
+        let model = LoadedModel { weights, rope_tables, kv_cache, activations, axes: Axes::new(spec) };
         let mut decoder = Self { backend, model };
         let Self { backend, model } = &mut decoder;
         backend.warm_up(config.max_model_len, &mut |backend, rows| model.run(backend, rows))?;
@@ -116,46 +136,233 @@ impl<B: Backend> Decoder<B> {
 impl<B: Backend> LoadedModel<B> {
     /// The operations of a step on the backend's batch, `rows` rows of it.
     fn run(&mut self, backend: &mut B, rows: usize) -> BackendResult<()> {
-        let Self { weights, rope_table, kv_cache, heads, norm_epsilon: epsilon, .. } = self;
-        let Activations { residual, normed, qkv, attention, gate_up, gated, delta, logits } =
-            &mut self.activations;
-
-        backend.embed(&weights.embedding, residual)?;
-        for (index, layer) in weights.layers.iter().enumerate() {
-            // What a block adds to the residual is added by the norm that follows it.
-            let added = (index > 0).then_some(&*delta);
-            backend.add_rms_norm(residual, added, &layer.attention_norm, *epsilon, normed, rows)?;
-            backend.linear(normed, &layer.qkv, qkv, rows)?;
-            backend.rope_and_write_kv(qkv, rope_table, self.rope_pairing, heads, kv_cache, index)?;
-            backend.attention(qkv, heads, kv_cache, index, attention)?;
-            backend.linear(attention, &layer.attention_output, delta, rows)?;
-
-            backend.add_rms_norm(residual, Some(delta), &layer.mlp_norm, *epsilon, normed, rows)?;
-            backend.linear(normed, &layer.gate_up, gate_up, rows)?;
-            backend.gated_activation(gate_up, self.activation, gated, rows)?;
-            backend.linear(gated, &layer.down, delta, rows)?;
+        self.embed(backend, rows)?;
+        // What a block adds to the residual is added by the norm that follows it.
+        let mut waiting = NOTHING;
+        for layer in 0..self.weights.layers.len() {
+            match self.axes.block {
+                BlockShape::Sequential => {
+                    self.add_norm(backend, waiting, NormPlace::Attention { layer }, rows)?;
+                    let attention = self.attention_block(backend, layer, rows)?;
+                    self.add_norm(backend, [Some(attention), None], NormPlace::Mlp { layer }, rows)?;
+                    waiting = [Some(self.mlp_block(backend, layer, rows)?), None];
+                }
+                BlockShape::Parallel => {
+                    self.add_norm(backend, waiting, NormPlace::Attention { layer }, rows)?;
+                    waiting = [
+                        Some(self.attention_block(backend, layer, rows)?),
+                        Some(self.mlp_block(backend, layer, rows)?),
+                    ];
+                }
+                BlockShape::ParallelTwoNorms => {
+                    self.add_norm(backend, waiting, NormPlace::Attention { layer }, rows)?;
+                    let attention = self.attention_block(backend, layer, rows)?;
+                    self.add_norm(backend, NOTHING, NormPlace::Mlp { layer }, rows)?;
+                    waiting = [Some(attention), Some(self.mlp_block(backend, layer, rows)?)];
+                }
+                BlockShape::Sandwich => {
+                    self.add_norm(backend, NOTHING, NormPlace::Attention { layer }, rows)?;
+                    let attention = self.attention_block(backend, layer, rows)?;
+                    self.norm_add(backend, attention, rows)?;
+                    self.add_norm(backend, NOTHING, NormPlace::Mlp { layer }, rows)?;
+                    let mlp = self.mlp_block(backend, layer, rows)?;
+                    self.norm_add(backend, mlp, rows)?;
+                }
+                BlockShape::PostNorm => {
+                    let attention = self.attention_block(backend, layer, rows)?;
+                    self.norm_add(backend, attention, rows)?;
+                    let mlp = self.mlp_block(backend, layer, rows)?;
+                    self.norm_add(backend, mlp, rows)?;
+                }
+            }
         }
-        backend.add_rms_norm(residual, Some(delta), &weights.final_norm, *epsilon, normed, rows)?;
-        backend.logits(normed, weights.head.as_ref().unwrap_or(&weights.embedding), logits)?;
-        backend.sample(logits)
+        self.add_norm(backend, waiting, NormPlace::Final, rows)?;
+        self.logits(backend)?;
+        backend.sample(&self.activations.logits)
+    }
+
+    /// Embeds the batch's tokens: `residual = embedding`, normalised where the model wants it.
+    fn embed(&mut self, backend: &mut B, rows: usize) -> BackendResult<()> {
+        let Self { weights, activations, axes, .. } = self;
+        let embedding = Embedding {
+            table: &weights.embedding,
+            scale: axes.embedding_scale,
+            positions: weights.position_embedding.as_ref(),
+        };
+        let Activations { residual, normed, .. } = activations;
+        match &weights.embedding_norm {
+            None => backend.embed(&embedding, residual),
+            Some(norm) => {
+                backend.embed(&embedding, normed)?;
+                backend.add_norm(normed, [None, None], &axes.norm(norm), residual, rows)
+            }
+        }
+    }
+
+    /// Adds what waits to the residual: `residual += waiting; normed = norm(residual)`.
+    fn add_norm(
+        &mut self,
+        backend: &mut B,
+        waiting: [Option<Waiting>; 2],
+        place: NormPlace,
+        rows: usize,
+    ) -> BackendResult<()> {
+        let Self { weights, activations, axes, .. } = self;
+        let Activations { residual, normed, attention_delta, mlp_delta, .. } = activations;
+        let deltas = waiting.map(|block| Some(weights.delta(block?, attention_delta, mlp_delta.as_ref())));
+        backend.add_norm(residual, deltas, &axes.norm(weights.norm(place)), normed, rows)
+    }
+
+    /// Adds a block's result to the residual by way of its own norm: `residual += norm(block)`.
+    fn norm_add(&mut self, backend: &mut B, block: Waiting, rows: usize) -> BackendResult<()> {
+        let Self { weights, activations, axes, .. } = self;
+        let Activations { residual, attention_delta, mlp_delta, .. } = activations;
+        let delta = weights.delta(block, attention_delta, mlp_delta.as_ref());
+        backend.norm_add(delta, &axes.norm(weights.post_norm(block)), residual, rows)
+    }
+
+    /// Attention of layer `layer` over `normed`, or over the residual where no norm stands before it.
+    fn attention_block(&mut self, backend: &mut B, layer: usize, rows: usize) -> BackendResult<Waiting> {
+        let Self { weights, rope_tables, kv_cache, activations, axes } = self;
+        let Activations { residual, normed, qkv, attention, attention_delta, .. } = activations;
+        let weights = &weights.layers[layer];
+        let (scoring, rope_table) = &axes.layers[layer];
+        let input = if axes.block == BlockShape::PostNorm { residual } else { normed };
+        backend.linear(input, &weights.qkv.weight, qkv, rows)?;
+        let transform = QkvTransform {
+            bias: weights.qkv.bias.as_ref(),
+            clamp: axes.qkv_clamp,
+            norm: axes.qk_norm(weights),
+            rope: rope_table.map(|index| Rope { table: &rope_tables[index], pairing: axes.rope_pairing }),
+        };
+        backend.rope_and_write_kv(qkv, &transform, &axes.heads, kv_cache, layer)?;
+        backend.attention(qkv, &axes.heads, scoring, kv_cache, layer, attention)?;
+        backend.linear(attention, &weights.attention_output.weight, attention_delta, rows)?;
+        Ok(Waiting::Attention { layer })
+    }
+
+    /// MLP of layer `layer` over `normed`, or over the residual where no norm stands before it.
+    fn mlp_block(&mut self, backend: &mut B, layer: usize, rows: usize) -> BackendResult<Waiting> {
+        let Self { weights, activations, axes, .. } = self;
+        let Activations { residual, normed, up, activated, attention_delta, mlp_delta, .. } = activations;
+        let input = if axes.block == BlockShape::PostNorm { residual } else { normed };
+        let delta = mlp_delta.as_mut().unwrap_or(attention_delta);
+        match &weights.layers[layer].mlp {
+            LayerMlp::Dense(mlp) => {
+                backend.linear(input, &mlp.up.weight, up, rows)?;
+                let activate = Activate {
+                    function: axes.mlp.activation(),
+                    gating: axes.mlp.gating(),
+                    bias: mlp.up.bias.as_ref(),
+                };
+                backend.activate(up, &activate, activated, rows)?;
+                backend.linear(activated, &mlp.down.weight, delta, rows)?;
+            }
+            LayerMlp::Experts(_) => unreachable!("validation refuses mixtures of experts"),
+        }
+        Ok(Waiting::Mlp { layer })
+    }
+
+    /// Logits of the sampled rows, from `normed`.
+    fn logits(&mut self, backend: &mut B) -> BackendResult<()> {
+        let Self { weights, activations, axes, .. } = self;
+        let head = Head {
+            weight: weights.head.as_ref().unwrap_or(&weights.embedding),
+            bias: weights.head_bias.as_ref(),
+            scale: axes.logits.scale,
+            soft_cap: axes.logits.soft_cap,
+        };
+        backend.logits(&activations.normed, &head, &mut activations.logits)
     }
 }
 
-fn load_rope_table<B: Backend>(
+impl Axes {
+    fn new(spec: &ModelSpec) -> Self {
+        let rope_pairing = match spec.positions {
+            Positions::Rope { pairing, .. } => pairing,
+            _ => RopePairing::default(),
+        };
+        Self {
+            embedding_scale: spec.embedding.scale,
+            norm: spec.norm,
+            block: spec.block,
+            heads: spec.heads.into(),
+            qkv_clamp: spec.attention.qkv_clamp,
+            qk_norm: spec.attention.qk_norm,
+            layers: (0..spec.num_layers)
+                .map(|layer| (spec.scoring(layer), rope::table_of_layer(spec, layer)))
+                .collect(),
+            rope_pairing,
+            mlp: spec.mlp,
+            logits: spec.logits,
+        }
+    }
+
+    fn norm<'a, T>(&self, parameters: &'a Parameters<T>) -> Norm<'a, T> {
+        let spec::Norm { kind, epsilon, weight: _ } = self.norm;
+        Norm { kind, epsilon, weight: &parameters.weight, bias: parameters.bias.as_ref() }
+    }
+
+    fn qk_norm<'a, T>(&self, weights: &'a LayerWeights<T>) -> Option<QkNorm<'a, T>> {
+        let ([query, key], extent) = (weights.qk_norm.as_ref()?, self.qk_norm?);
+        Some(QkNorm { query: self.norm(query), key: self.norm(key), extent })
+    }
+}
+
+impl<T> Weights<T> {
+    /// The norm at `place`, which the block has.
+    fn norm(&self, place: NormPlace) -> &Parameters<T> {
+        let norm = match place {
+            NormPlace::Attention { layer } => self.layers[layer].attention_norm.as_ref(),
+            NormPlace::Mlp { layer } => self.layers[layer].mlp_norm.as_ref(),
+            NormPlace::Final => Some(&self.final_norm),
+        };
+        norm.expect("the weights were planned for the block")
+    }
+
+    /// The norm of a block's result, which the block has.
+    fn post_norm(&self, block: Waiting) -> &Parameters<T> {
+        let norm = match block {
+            Waiting::Attention { layer } => self.layers[layer].post_attention_norm.as_ref(),
+            Waiting::Mlp { layer } => self.layers[layer].post_mlp_norm.as_ref(),
+        };
+        norm.expect("the weights were planned for the block")
+    }
+
+    /// The result of a block with the bias of its last projection. Both kinds of block use one buffer where they
+    /// do not wait at the same time.
+    fn delta<'a>(&'a self, block: Waiting, attention: &'a T, mlp: Option<&'a T>) -> Delta<'a, T> {
+        match block {
+            Waiting::Attention { layer } => {
+                Delta { values: attention, bias: self.layers[layer].attention_output.bias.as_ref() }
+            }
+            Waiting::Mlp { layer } => {
+                Delta { values: mlp.unwrap_or(attention), bias: self.layers[layer].mlp.down_bias() }
+            }
+        }
+    }
+}
+
+fn load_rope_tables<B: Backend>(
     backend: &mut B,
     spec: &ModelSpec,
     config: &DecoderConfig,
-) -> BackendResult<B::Tensor> {
+) -> BackendResult<Vec<B::Tensor>> {
     const CHUNK_ROWS: usize = 1024;
-    let BufferShape { dtype, rows, columns } = memory::rope_table(spec, config);
-    let rope = Rope::new(&spec.positions, config.max_model_len);
-    let mut table = backend.alloc(dtype, rows, columns)?;
-    let mut values = vec![0.0f32; CHUNK_ROWS.min(rows) * columns];
-    for first_row in (0..rows).step_by(CHUNK_ROWS) {
-        let values = &mut values[..CHUNK_ROWS.min(rows - first_row) * columns];
-        rope.fill_rows(first_row, values);
-        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        backend.write_rows(&mut table, first_row, &bytes)?;
+    let mut tables = Vec::new();
+    for (rope, shape) in
+        rope::tables(spec, config.max_model_len).iter().zip(memory::rope_tables(spec, config))
+    {
+        let BufferShape { dtype, rows, columns } = shape;
+        let mut table = backend.alloc(dtype, rows, columns)?;
+        let mut values = vec![0.0f32; CHUNK_ROWS.min(rows) * columns];
+        for first_row in (0..rows).step_by(CHUNK_ROWS) {
+            let values = &mut values[..CHUNK_ROWS.min(rows - first_row) * columns];
+            rope.fill_rows(first_row, values);
+            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            backend.write_rows(&mut table, first_row, &bytes)?;
+        }
+        tables.push(table);
     }
-    Ok(table)
+    Ok(tables)
 }

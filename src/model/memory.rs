@@ -3,7 +3,7 @@
 use crate::backend::{Backend, BackendLimits, DType, KvLayout};
 use crate::error::{Error, Result};
 use crate::model::decoder::DecoderConfig;
-use crate::model::spec::{ModelSpec, Positions};
+use crate::model::spec::{BlockShape, ModelSpec, Positions};
 use crate::model::weights::Weights;
 
 /// Exact bytes that [`crate::model::Decoder::load`] takes.
@@ -51,8 +51,9 @@ pub fn memory_plan<B: Backend>(
         weights_bytes: Weights::plan(spec, config.weight_dtype).num_bytes(),
         kv_cache_bytes,
         activations_bytes,
-        rope_table_bytes: rope_table(spec, config)
-            .num_bytes()
+        rope_table_bytes: rope_tables(spec, config)
+            .iter()
+            .try_fold(0u64, |sum, shape| sum.checked_add(shape.num_bytes()?))
             .ok_or_else(|| too_large("the longest context"))?,
         workspace_bytes: backend.workspace_bytes(&config.limits),
     };
@@ -78,10 +79,11 @@ impl BufferShape {
     }
 }
 
-/// The table of cosines and sines, `[max_model_len, rotary_dim]`.
-pub(super) fn rope_table(spec: &ModelSpec, config: &DecoderConfig) -> BufferShape {
-    let Positions::Rope { rotary_dim, .. } = spec.positions;
-    BufferShape { dtype: DType::F32, rows: config.max_model_len, columns: rotary_dim }
+/// The tables of cosines and sines, `[max_model_len, rotary_dim]`; see [`crate::model::rope::tables`].
+pub(super) fn rope_tables(spec: &ModelSpec, config: &DecoderConfig) -> Vec<BufferShape> {
+    let Positions::Rope { rotary_dim, local, .. } = &spec.positions else { return Vec::new() };
+    let table = BufferShape { dtype: DType::F32, rows: config.max_model_len, columns: *rotary_dim };
+    vec![table; 1 + usize::from(local.is_some())]
 }
 
 /// Buffers between operations, one row per token: shapes before loading, tensors after it.
@@ -95,12 +97,14 @@ pub(super) struct Activations<T> {
     pub(super) qkv: T,
     /// Output of attention before its projection, `[tokens, num_heads * head_dim]`.
     pub(super) attention: T,
-    /// Gate and up, `[tokens, 2 * intermediate_size]`.
-    pub(super) gate_up: T,
-    /// Gated activation, `[tokens, intermediate_size]`.
-    pub(super) gated: T,
+    /// Input of the activation, `[tokens, intermediate_size]`, or gate and up, twice as wide.
+    pub(super) up: T,
+    /// Result of the activation, `[tokens, intermediate_size]`.
+    pub(super) activated: T,
     /// What a block adds to the residual, `[tokens, hidden_size]`.
-    pub(super) delta: T,
+    pub(super) attention_delta: T,
+    /// The same of MLPs, where both wait at the same time.
+    pub(super) mlp_delta: Option<T>,
     /// Logits in f32, `[slots, vocab_size]`.
     pub(super) logits: T,
 }
@@ -108,23 +112,26 @@ pub(super) struct Activations<T> {
 impl Activations<BufferShape> {
     pub(super) fn plan(spec: &ModelSpec, limits: &BackendLimits, dtype: DType) -> Self {
         let tokens = |columns| BufferShape { dtype, rows: limits.max_tokens, columns };
-        let heads = &spec.heads;
+        let is_parallel = matches!(spec.block, BlockShape::Parallel | BlockShape::ParallelTwoNorms);
         Self {
             residual: tokens(spec.hidden_size),
             normed: tokens(spec.hidden_size),
-            qkv: tokens(heads.query_width() + 2 * heads.kv_width()),
-            attention: tokens(heads.query_width()),
-            gate_up: tokens(2 * spec.intermediate_size),
-            gated: tokens(spec.intermediate_size),
-            delta: tokens(spec.hidden_size),
+            qkv: tokens(spec.heads.qkv_width()),
+            attention: tokens(spec.heads.query_width()),
+            up: tokens(spec.mlp.gating().input_width(spec.intermediate_size)),
+            activated: tokens(spec.intermediate_size),
+            attention_delta: tokens(spec.hidden_size),
+            mlp_delta: is_parallel.then(|| tokens(spec.hidden_size)),
             logits: BufferShape { dtype: DType::F32, rows: limits.max_slots, columns: spec.vocab_size },
         }
     }
 
     fn num_bytes(&self) -> Option<u64> {
-        let Self { residual, normed, qkv, attention, gate_up, gated, delta, logits } = self;
-        [residual, normed, qkv, attention, gate_up, gated, delta, logits]
+        let Self { residual, normed, qkv, attention, up, activated, attention_delta, mlp_delta, logits } =
+            self;
+        [residual, normed, qkv, attention, up, activated, attention_delta, logits]
             .into_iter()
+            .chain(mlp_delta)
             .try_fold(0u64, |sum, shape| sum.checked_add(shape.num_bytes()?))
     }
 
@@ -138,9 +145,10 @@ impl Activations<BufferShape> {
             normed: alloc(self.normed)?,
             qkv: alloc(self.qkv)?,
             attention: alloc(self.attention)?,
-            gate_up: alloc(self.gate_up)?,
-            gated: alloc(self.gated)?,
-            delta: alloc(self.delta)?,
+            up: alloc(self.up)?,
+            activated: alloc(self.activated)?,
+            attention_delta: alloc(self.attention_delta)?,
+            mlp_delta: self.mlp_delta.map(&mut alloc).transpose()?,
             logits: alloc(self.logits)?,
         })
     }

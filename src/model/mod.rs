@@ -4,10 +4,13 @@ mod convert;
 pub mod decoder;
 pub mod error;
 pub mod families;
+mod load;
 pub mod memory;
+mod names;
 mod random;
 pub mod rope;
 pub mod spec;
+mod support;
 #[cfg(test)]
 mod tests;
 mod validate;

@@ -35,8 +35,8 @@ impl Generator {
     /// The elements of the parameter that `source` describes.
     pub(super) fn new(seed: u64, source: &Source) -> Self {
         let mut encoded = vec![0; NUM_LEVELS * source.dtype.size_bytes()];
-        let name = source.parts.first().map_or("", |part| part.name.as_str());
-        if source.parts.iter().all(|part| part.shape.len() == 1) {
+        let name = source.parts.first().map_or("", |part| part.tensor.name.as_str());
+        if source.parts.iter().all(|part| part.tensor.shape.len() == 1) {
             let value = if name.ends_with("bias") { 0.0 } else { 1.0 };
             encoded.truncate(source.dtype.size_bytes());
             convert::encode(source.dtype, &[value], &mut encoded);

@@ -5,7 +5,25 @@
 
 use std::f64::consts::TAU;
 
-use crate::model::spec::{Positions, RopeScaling};
+use crate::model::spec::{ModelSpec, Positions, RopeScaling};
+
+/// The frequencies that a validated spec's layers use: none, one, or one for all and one for the layers with a
+/// sliding window.
+pub fn tables(spec: &ModelSpec, max_model_len: usize) -> Vec<Rope> {
+    let Positions::Rope { theta, rotary_dim, scaling, local, .. } = &spec.positions else {
+        return Vec::new();
+    };
+    let global = Rope::new(*theta, *rotary_dim, scaling, max_model_len);
+    let local = local.iter().map(|local| Rope::new(local.theta, *rotary_dim, &local.scaling, max_model_len));
+    [global].into_iter().chain(local).collect()
+}
+
+/// Which of [`tables`] layer `layer` uses.
+pub fn table_of_layer(spec: &ModelSpec, layer: usize) -> Option<usize> {
+    let Positions::Rope { local, .. } = &spec.positions else { return None };
+    let is_local = local.is_some() && spec.scoring(layer).window.is_some();
+    Some(usize::from(is_local))
+}
 
 /// Angles per position of every rotating pair.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,10 +35,8 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// The frequencies for contexts of up to `max_model_len` tokens; `positions` has been validated.
-    pub fn new(positions: &Positions, max_model_len: usize) -> Self {
-        let Positions::Rope { theta, rotary_dim, pairing: _, scaling } = positions;
-        let (theta, dim) = (*theta, *rotary_dim);
+    /// The frequencies of `dim` elements for contexts of up to `max_model_len` tokens; all of it validated.
+    pub fn new(theta: f64, dim: usize, scaling: &RopeScaling, max_model_len: usize) -> Self {
         let mut magnitude = 1.0;
         let inverse_frequencies = match scaling {
             RopeScaling::None => base_frequencies(theta, dim),
@@ -54,8 +70,16 @@ impl Rope {
                     blend(frequency, frequency / factor, 1.0 - (pair as f64 - low) / width)
                 })
             }
-            RopeScaling::PerFrequency { factors } => {
-                scaled(base_frequencies(theta, dim), |pair, frequency| frequency / f64::from(factors[pair]))
+            RopeScaling::PerFrequency { factors } => divided(base_frequencies(theta, dim), factors),
+            RopeScaling::LongRope {
+                short_factors,
+                long_factors,
+                original_max_positions,
+                attention_factor,
+            } => {
+                magnitude = *attention_factor;
+                let is_long = max_model_len > *original_max_positions;
+                divided(base_frequencies(theta, dim), if is_long { long_factors } else { short_factors })
             }
         };
         Self { inverse_frequencies, magnitude }
@@ -91,6 +115,10 @@ fn scaled(mut frequencies: Vec<f64>, scale: impl Fn(usize, f64) -> f64) -> Vec<f
         *frequency = scale(pair, *frequency);
     }
     frequencies
+}
+
+fn divided(frequencies: Vec<f64>, factors: &[f32]) -> Vec<f64> {
+    scaled(frequencies, |pair, frequency| frequency / f64::from(factors[pair]))
 }
 
 /// `kept` where `weight` is 1 or more, `divided` where it is 0 or less, between them in between.

@@ -6,7 +6,11 @@
 use std::collections::BTreeSet;
 
 use crate::model::error::{ModelError, ModelResult};
-use crate::model::spec::{Heads, ModelSpec, Norm, Positions, RopeScaling};
+use crate::model::names::NamedField;
+use crate::model::spec::{
+    AttentionExtras, BlockShape, EmbeddingNorm, Experts, Gating, Heads, LayerSet, MlpNames, ModelSpec,
+    NormWeight, OutputHead, Positions, QkvNames, RopeScaling, SharedExpertGate,
+};
 
 const MAX_LAYERS: usize = 1 << 12;
 const MAX_HIDDEN: usize = 1 << 18;
@@ -15,6 +19,11 @@ const MAX_VOCAB: usize = 1 << 24;
 const MAX_POSITIONS: usize = 1 << 26;
 const MAX_HEADS: usize = 1 << 12;
 const MAX_HEAD_DIM: usize = 1 << 10;
+const MAX_EXPERTS: usize = 1 << 12;
+/// Widths of all experts of a layer together.
+const MAX_EXPERTS_WIDTH: usize = 1 << 24;
+/// Heads or experts of all layers together: each may be a tensor of its own.
+const MAX_NAMED_PARTS: usize = 1 << 18;
 const MAX_THETA: f64 = 1e15;
 const MAX_NAME_BYTES: usize = 256;
 
@@ -26,17 +35,29 @@ impl ModelSpec {
         check_size("intermediate_size", self.intermediate_size, MAX_INTERMEDIATE)?;
         check_size("vocab_size", self.vocab_size, MAX_VOCAB)?;
         check_size("max_positions", self.max_positions, MAX_POSITIONS)?;
+        check_factor("embedding.scale", self.embedding.scale.into())?;
         self.heads.validate()?;
-        let Norm::Rms { epsilon } = self.norm;
-        check_factor("norm.epsilon", epsilon.into())?;
-        self.positions.validate(self.heads.head_dim)?;
-        self.validate_names()
+        let num_heads = self.num_layers * self.heads.num_heads;
+        check_size("num_layers times heads.num_heads", num_heads, MAX_NAMED_PARTS)?;
+        check_factor("norm.epsilon", self.norm.epsilon.into())?;
+        self.positions.validate(self)?;
+        self.attention.validate(self.num_layers)?;
+        if let Some(experts) = &self.experts {
+            experts.validate(self.num_layers)?;
+        }
+        check_factor("logits.scale", self.logits.scale.into())?;
+        check_optional("logits.soft_cap", self.logits.soft_cap)?;
+        self.validate_names()?;
+        self.validate_presence()?;
+        if self.experts.is_some() {
+            return Err(ModelError::unsupported("experts", "mixtures of experts are not supported"));
+        }
+        Ok(())
     }
 
     fn validate_names(&self) -> ModelResult<()> {
         let mut seen = BTreeSet::new();
-        for (field, name, per_layer) in self.weights.fields() {
-            let field = format!("weights.{field}");
+        for NamedField { field, name, per_layer, index } in self.weights.fields() {
             if name.is_empty() || name.len() > MAX_NAME_BYTES {
                 return Err(ModelError::invalid(field, format!("must have 1 to {MAX_NAME_BYTES} bytes")));
             }
@@ -44,12 +65,98 @@ impl ModelSpec {
                 let must = if per_layer { "must" } else { "must not" };
                 return Err(ModelError::invalid(field, format!("{name:?} {must} contain {{layer}}")));
             }
+            for other in ["{expert}", "{head}"] {
+                if name.contains(other) && index != Some(other) {
+                    return Err(ModelError::invalid(field, format!("{name:?} must not contain {other}")));
+                }
+            }
             if !seen.insert(name) {
                 return Err(ModelError::invalid(field, format!("{name:?} stands for another weight too")));
             }
         }
         Ok(())
     }
+
+    /// Compares which optional names are there with what the other fields need.
+    fn validate_presence(&self) -> ModelResult<()> {
+        let names = &self.weights;
+        let has_weights = self.norm.weight != NormWeight::Absent;
+        let has_pre_norm = self.block != BlockShape::PostNorm;
+        let has_mlp_norm = has_pre_norm && self.block != BlockShape::Parallel;
+        let has_post_norms = matches!(self.block, BlockShape::Sandwich | BlockShape::PostNorm);
+        let has_embedding_norm = self.embedding.norm == EmbeddingNorm::Normalized;
+        let has_qk_norm = self.attention.qk_norm.is_some();
+        let is_learned = matches!(self.positions, Positions::Learned { .. });
+        let has_dense_layers = (0..self.num_layers).any(|layer| self.experts_of(layer).is_none());
+        let expected = [
+            ("position_embedding", names.position_embedding.is_some(), is_learned),
+            ("embedding_norm", names.embedding_norm.is_some(), has_weights && has_embedding_norm),
+            ("attention_norm", names.attention_norm.is_some(), has_weights && has_pre_norm),
+            ("query_norm", names.query_norm.is_some(), has_weights && has_qk_norm),
+            ("key_norm", names.key_norm.is_some(), has_weights && has_qk_norm),
+            ("post_attention_norm", names.post_attention_norm.is_some(), has_weights && has_post_norms),
+            ("mlp_norm", names.mlp_norm.is_some(), has_weights && has_mlp_norm),
+            ("mlp", names.mlp.is_some(), has_dense_layers),
+            ("experts", names.experts.is_some(), self.experts.is_some()),
+            ("post_mlp_norm", names.post_mlp_norm.is_some(), has_weights && has_post_norms),
+            ("final_norm", names.final_norm.is_some(), has_weights),
+            ("head", names.head.is_some(), names.head.is_some() || self.output != OutputHead::Tied),
+        ];
+        for (field, is_there, is_needed) in expected {
+            let message = match (is_there, is_needed) {
+                (true, false) => "names a weight that the architecture has no use for",
+                (false, true) => "is missing, but the architecture needs it",
+                _ => continue,
+            };
+            return Err(ModelError::invalid(format!("weights.{field}"), message));
+        }
+        self.validate_packing()
+    }
+
+    /// Checks the names of projections that are stacked.
+    fn validate_packing(&self) -> ModelResult<()> {
+        let names = &self.weights;
+        if let QkvNames::Separate { query, key, value } = &names.qkv
+            && (query.bias.is_some() != key.bias.is_some() || key.bias.is_some() != value.bias.is_some())
+        {
+            let message = "query, key and value must all have a bias, or none";
+            return Err(ModelError::invalid("weights.qkv", message));
+        }
+        let gating = self.mlp.gating();
+        if let Some(mlp) = &names.mlp {
+            check_mlp("weights.mlp", mlp, gating)?;
+        }
+        let Some((names, experts)) = names.experts.as_ref().zip(self.experts.as_ref()) else { return Ok(()) };
+        check_mlp("weights.experts.experts", &names.experts, gating)?;
+        if let Some(shared) = &names.shared {
+            check_mlp("weights.experts.shared", shared, gating)?;
+        }
+        let has_gate = experts.shared.is_some_and(|shared| shared.gate == SharedExpertGate::Sigmoid);
+        for (field, is_there, is_needed) in [
+            ("shared", names.shared.is_some(), experts.shared.is_some()),
+            ("shared_gate", names.shared_gate.is_some(), has_gate),
+        ] {
+            if is_there != is_needed {
+                let message = "must be there where experts.shared asks for it, and only there";
+                return Err(ModelError::invalid(format!("weights.experts.{field}"), message));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_mlp(field: &str, names: &MlpNames, gating: Gating) -> ModelResult<()> {
+    let is_gated = !matches!(names, MlpNames::Plain { .. });
+    if is_gated != (gating == Gating::Gated) {
+        let message = format!("mlp.kind is {gating:?}, but the names are those of another kind");
+        return Err(ModelError::invalid(format!("{field}.kind"), message));
+    }
+    if let MlpNames::Gated { gate, up, .. } = names
+        && gate.bias.is_some() != up.bias.is_some()
+    {
+        return Err(ModelError::invalid(field, "gate and up must both have a bias, or none"));
+    }
+    Ok(())
 }
 
 impl Heads {
@@ -61,26 +168,85 @@ impl Heads {
             let message = format!("{} does not divide num_heads {}", self.num_kv_heads, self.num_heads);
             return Err(ModelError::invalid("heads.num_kv_heads", message));
         }
-        check_factor("heads.scale", self.scale.into())
+        check_optional("heads.scale", self.scale)
+    }
+}
+
+impl AttentionExtras {
+    fn validate(&self, num_layers: usize) -> ModelResult<()> {
+        check_optional("attention.qkv_clamp", self.qkv_clamp)?;
+        check_optional("attention.score_soft_cap", self.score_soft_cap)?;
+        let Some(window) = &self.sliding_window else { return Ok(()) };
+        check_size("attention.sliding_window.size", window.size, MAX_POSITIONS)?;
+        window.layers.validate("attention.sliding_window.layers", num_layers)
+    }
+}
+
+impl LayerSet {
+    fn validate(&self, field: &str, num_layers: usize) -> ModelResult<()> {
+        let (name, index, end) = match self {
+            LayerSet::All => return Ok(()),
+            // A set may be empty: Qwen's window begins behind the last layer of some models.
+            LayerSet::From { first } => ("first", Some(*first), MAX_LAYERS + 1),
+            LayerSet::Periodic { period, remainders } => {
+                check_size(&format!("{field}.period"), *period, MAX_LAYERS)?;
+                ("remainders", remainders.iter().copied().max(), *period)
+            }
+            LayerSet::Listed { layers } => ("layers", layers.iter().copied().max(), num_layers),
+        };
+        match index.filter(|&index| index >= end) {
+            Some(index) => {
+                Err(ModelError::invalid(format!("{field}.{name}"), format!("{index} is not below {end}")))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl Experts {
+    fn validate(&self, num_layers: usize) -> ModelResult<()> {
+        check_size("experts.num_experts", self.num_experts, MAX_EXPERTS)?;
+        check_size("experts.num_chosen", self.num_chosen, self.num_experts)?;
+        let max_width = MAX_EXPERTS_WIDTH / self.num_experts;
+        check_size("experts.intermediate_size", self.intermediate_size, max_width)?;
+        check_size("num_layers times experts.num_experts", num_layers * self.num_experts, MAX_NAMED_PARTS)?;
+        check_factor("experts.scale", self.scale.into())?;
+        if let Some(shared) = &self.shared {
+            check_size("experts.shared.intermediate_size", shared.intermediate_size, MAX_INTERMEDIATE)?;
+        }
+        self.layers.validate("experts.layers", num_layers)
     }
 }
 
 impl Positions {
-    fn validate(&self, head_dim: usize) -> ModelResult<()> {
-        let Positions::Rope { theta, rotary_dim, pairing: _, scaling } = self;
-        if !(*theta > 1.0 && *theta <= MAX_THETA) {
-            let message = format!("{theta} is not above 1 and at most {MAX_THETA}");
-            return Err(ModelError::invalid("positions.theta", message));
-        }
-        if *rotary_dim == 0 || !rotary_dim.is_multiple_of(2) || *rotary_dim > head_dim {
+    fn validate(&self, spec: &ModelSpec) -> ModelResult<()> {
+        let (theta, rotary_dim, scaling, local) = match self {
+            Positions::None => return Ok(()),
+            Positions::Learned { offset } => {
+                return check_size("positions.offset", *offset + 1, MAX_POSITIONS);
+            }
+            Positions::Alibi { max_bias, scale } => {
+                check_factor("positions.max_bias", (*max_bias).into())?;
+                return check_factor("positions.scale", (*scale).into());
+            }
+            Positions::Rope { theta, rotary_dim, pairing: _, scaling, local } => {
+                (theta, *rotary_dim, scaling, local)
+            }
+        };
+        check_theta("positions.theta", *theta)?;
+        let head_dim = spec.heads.head_dim;
+        if rotary_dim == 0 || !rotary_dim.is_multiple_of(2) || rotary_dim > head_dim {
             let message = format!("{rotary_dim} is not an even number from 2 to head_dim {head_dim}");
             return Err(ModelError::invalid("positions.rotary_dim", message));
         }
-        if *rotary_dim != head_dim {
-            let message = format!("{rotary_dim} of {head_dim} elements; a partial rotation is not supported");
-            return Err(ModelError::unsupported("positions.rotary_dim", message));
+        scaling.validate(rotary_dim)?;
+        let Some(local) = local else { return Ok(()) };
+        if spec.attention.sliding_window.is_none() {
+            let message = "is for layers with a sliding window, but attention.sliding_window is missing";
+            return Err(ModelError::invalid("positions.local", message));
         }
-        scaling.validate(*rotary_dim)
+        check_theta("positions.local.theta", local.theta)?;
+        local.scaling.validate(rotary_dim)
     }
 }
 
@@ -88,6 +254,13 @@ impl RopeScaling {
     fn validate(&self, rotary_dim: usize) -> ModelResult<()> {
         let original = |value| check_size("positions.scaling.original_max_positions", value, MAX_POSITIONS);
         let factor = |value| check_factor("positions.scaling.factor", value);
+        let divisors = |field: &str, factors: &[f32]| {
+            if factors.len() != rotary_dim / 2 {
+                let message = format!("{} factors for {} frequencies", factors.len(), rotary_dim / 2);
+                return Err(ModelError::invalid(field, message));
+            }
+            factors.iter().try_for_each(|&value| check_factor(field, value.into()))
+        };
         match self {
             RopeScaling::None => Ok(()),
             RopeScaling::Linear { factor: stretch } => factor(*stretch),
@@ -132,16 +305,31 @@ impl RopeScaling {
                 check_factor("positions.scaling.attention_factor", *attention_factor)?;
                 factor(*stretch).and(original(*original_max_positions))
             }
-            RopeScaling::PerFrequency { factors } => {
-                let field = "positions.scaling.factors";
-                if factors.len() != rotary_dim / 2 {
-                    let message = format!("{} factors for {} frequencies", factors.len(), rotary_dim / 2);
-                    return Err(ModelError::invalid(field, message));
-                }
-                factors.iter().try_for_each(|&value| check_factor(field, value.into()))
+            RopeScaling::PerFrequency { factors } => divisors("positions.scaling.factors", factors),
+            RopeScaling::LongRope {
+                short_factors,
+                long_factors,
+                original_max_positions,
+                attention_factor,
+            } => {
+                divisors("positions.scaling.short_factors", short_factors)?;
+                divisors("positions.scaling.long_factors", long_factors)?;
+                check_factor("positions.scaling.attention_factor", *attention_factor)?;
+                original(*original_max_positions)
             }
         }
     }
+}
+
+fn check_theta(field: &str, theta: f64) -> ModelResult<()> {
+    if !(theta > 1.0 && theta <= MAX_THETA) {
+        return Err(ModelError::invalid(field, format!("{theta} is not above 1 and at most {MAX_THETA}")));
+    }
+    Ok(())
+}
+
+fn check_optional(field: &str, value: Option<f32>) -> ModelResult<()> {
+    value.map_or(Ok(()), |value| check_factor(field, value.into()))
 }
 
 fn check_size(field: &str, value: usize, max: usize) -> ModelResult<()> {

@@ -1,62 +1,133 @@
-//! The decoder's parameters: which checkpoint tensors they are made of, and how they get into a backend.
+//! The decoder's parameters, and which checkpoint tensors they are made of.
 
-use std::collections::BTreeSet;
-use std::ops::ControlFlow;
+use std::ops::Range;
 
-use crate::backend::{Backend, DType};
-use crate::config::{Progress, ProgressCallback};
-use crate::error::{Error, Result, Status};
-use crate::format::{Checkpoint, Encoding, TensorInfo, TensorTable};
-use crate::model::convert;
-use crate::model::error::{ModelError, ModelResult};
-use crate::model::random::Generator;
-use crate::model::spec::{ModelSpec, OutputHead};
-
-/// Bytes that are converted and handed to the backend at a time.
-const CHUNK_BYTES: usize = 8 << 20;
-/// Tensors that checkpoints carry and nobody needs, by the end of their names: precomputed RoPE frequencies,
-/// and GGUF's frequency factors, which are part of the spec.
-const HARMLESS_SUFFIXES: [&str; 2] = [".rotary_emb.inv_freq", "rope_freqs.weight"];
+use crate::backend::DType;
+use crate::model::spec::{
+    BlockShape, EmbeddingNorm, ExpertNames, Experts, MlpNames, ModelSpec, Names, NormExtent, NormWeight,
+    Orientation, OutputHead, Positions, QkvNames, QkvOrder,
+};
 
 /// All parameters of a decoder: [`Source`] before loading, the backend's tensors after it.
 #[derive(Debug)]
 pub struct Weights<T> {
     /// Embedding table, `[vocab_size, hidden_size]`; the head too, where that is tied.
     pub embedding: T,
+    /// Learned positions from position 0 on, `[max_positions, hidden_size]`.
+    pub position_embedding: Option<T>,
+    /// Norm of embedded tokens.
+    pub embedding_norm: Option<Parameters<T>>,
     /// Decoder layers.
     pub layers: Vec<LayerWeights<T>>,
-    /// Norm before the head, `[1, hidden_size]`.
-    pub final_norm: T,
+    /// Norm before the head.
+    pub final_norm: Parameters<T>,
     /// Output head, `[vocab_size, hidden_size]`, where it is not tied.
     pub head: Option<T>,
+    /// Bias of the head, `[1, vocab_size]`.
+    pub head_bias: Option<T>,
 }
 
-/// Parameters of one layer.
+/// A weight and its bias, which is a row: of a matrix `[out_features, in_features]`, or of a norm, `[1, width]`.
+#[derive(Debug)]
+pub struct Parameters<T> {
+    /// The weight.
+    pub weight: T,
+    /// `[1, out_features]` or `[1, width]`.
+    pub bias: Option<T>,
+}
+
+/// Parameters of one layer. Norms are there where the block has a place for them.
 #[derive(Debug)]
 pub struct LayerWeights<T> {
-    /// Norm before attention, `[1, hidden_size]`.
-    pub attention_norm: T,
+    /// Norm before attention.
+    pub attention_norm: Option<Parameters<T>>,
     /// Query, key and value projections, `[(num_heads + 2 * num_kv_heads) * head_dim, hidden_size]`.
-    pub qkv: T,
+    pub qkv: Parameters<T>,
+    /// Norms of queries, `[1, num_heads * head_dim]`, and keys, `[1, num_kv_heads * head_dim]`.
+    pub qk_norm: Option<[Parameters<T>; 2]>,
     /// Output projection, `[hidden_size, num_heads * head_dim]`.
-    pub attention_output: T,
-    /// Norm before the MLP, `[1, hidden_size]`.
-    pub mlp_norm: T,
-    /// Gate and up projections, `[2 * intermediate_size, hidden_size]`.
-    pub gate_up: T,
-    /// Down projection, `[hidden_size, intermediate_size]`.
-    pub down: T,
+    pub attention_output: Parameters<T>,
+    /// Norm of attention's result.
+    pub post_attention_norm: Option<Parameters<T>>,
+    /// Norm before the MLP.
+    pub mlp_norm: Option<Parameters<T>>,
+    /// MLP or mixture of experts.
+    pub mlp: LayerMlp<T>,
+    /// Norm of the MLP's result.
+    pub post_mlp_norm: Option<Parameters<T>>,
 }
 
-/// Where a parameter comes from: checkpoint tensors whose rows it stacks.
+/// What stands in the MLP's place.
+#[derive(Debug)]
+pub enum LayerMlp<T> {
+    /// One MLP for all tokens.
+    Dense(MlpWeights<T>),
+    /// A mixture of experts.
+    Experts(ExpertWeights<T>),
+}
+
+/// Parameters of an MLP.
+#[derive(Debug)]
+pub struct MlpWeights<T> {
+    /// Up projection, `[intermediate_size, hidden_size]`; with a gate `[gate | up]`, twice as many rows.
+    pub up: Parameters<T>,
+    /// Down projection, `[hidden_size, intermediate_size]`.
+    pub down: Parameters<T>,
+}
+
+/// Parameters of a mixture of experts.
+#[derive(Debug)]
+pub struct ExpertWeights<T> {
+    /// `[num_experts, hidden_size]`.
+    pub router: T,
+    /// Every expert's [`MlpWeights::up`], one under the other.
+    pub up: T,
+    /// Every expert's [`MlpWeights::down`], one under the other.
+    pub down: T,
+    /// The shared expert.
+    pub shared: Option<MlpWeights<T>>,
+    /// Gate of the shared expert, `[1, hidden_size]`.
+    pub shared_gate: Option<T>,
+}
+
+/// Where a parameter comes from: rows of checkpoint tensors, one under the other; of a vector, pieces side by
+/// side.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
-    /// The checkpoint's tensors, from the first row on.
-    pub parts: Vec<ExpectedTensor>,
-    /// Columns of every row.
+    /// Checkpoint tensors in order.
+    pub parts: Vec<Part>,
+    /// Rows in the backend.
+    pub rows: usize,
+    /// Columns in the backend.
     pub columns: usize,
     /// Element type in the backend.
     pub dtype: DType,
+    /// What becomes of the values.
+    pub adjustment: Adjustment,
+}
+
+/// Some rows of a checkpoint tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// The tensor.
+    pub tensor: ExpectedTensor,
+    /// Rows, in the backend's order; of a vector elements, of a matrix that lies transposed its columns.
+    pub runs: Vec<Range<usize>>,
+    /// How the tensor lies in the checkpoint.
+    pub orientation: Orientation,
+}
+
+/// What becomes of a checkpoint's values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Adjustment {
+    /// They stay.
+    None,
+    /// 1 is added.
+    OnePlus,
+    /// Rows are divided by their lengths.
+    UnitRows,
+    /// There are none: all ones.
+    Ones,
 }
 
 /// A tensor that the checkpoint must have.
@@ -64,35 +135,232 @@ pub struct Source {
 pub struct ExpectedTensor {
     /// Name.
     pub name: String,
-    /// Shape, `[columns]` or `[rows, columns]`.
+    /// Shape.
     pub shape: Vec<usize>,
 }
 
-impl ExpectedTensor {
-    fn rows(&self) -> usize {
-        if self.shape.len() == 1 { 1 } else { self.shape[0] }
+impl Part {
+    /// All of a tensor of `rows` rows.
+    fn matrix(name: String, rows: usize, columns: usize, orientation: Orientation) -> Self {
+        let shape = match orientation {
+            Orientation::OutIn => vec![rows, columns],
+            Orientation::InOut => vec![columns, rows],
+        };
+        Self { tensor: ExpectedTensor { name, shape }, runs: vec![0..rows], orientation }
+    }
+
+    fn vector(name: String, width: usize) -> Self {
+        let tensor = ExpectedTensor { name, shape: vec![width] };
+        Self { tensor, runs: vec![0..width], orientation: Orientation::OutIn }
+    }
+
+    /// Rows or elements of all runs.
+    fn len(&self) -> usize {
+        self.runs.iter().map(ExactSizeIterator::len).sum()
     }
 }
 
 impl Source {
     /// A vector, always in f32.
-    fn vector(name: String, columns: usize) -> Self {
-        Self { parts: vec![ExpectedTensor { name, shape: vec![columns] }], columns, dtype: DType::F32 }
+    fn vector(parts: Vec<Part>) -> Self {
+        let columns = parts.iter().map(Part::len).sum();
+        Self { parts, rows: 1, columns, dtype: DType::F32, adjustment: Adjustment::None }
     }
 
-    fn matrix(dtype: DType, columns: usize, parts: impl IntoIterator<Item = (String, usize)>) -> Self {
-        let expected = |(name, rows)| ExpectedTensor { name, shape: vec![rows, columns] };
-        Self { parts: parts.into_iter().map(expected).collect(), columns, dtype }
-    }
-
-    /// Rows of all parts.
-    pub fn rows(&self) -> usize {
-        self.parts.iter().map(ExpectedTensor::rows).sum()
+    fn matrix(dtype: DType, columns: usize, parts: Vec<Part>) -> Self {
+        let rows = parts.iter().map(Part::len).sum();
+        Self { parts, rows, columns, dtype, adjustment: Adjustment::None }
     }
 
     /// Bytes in the backend. The limits of [`ModelSpec::validate`] keep it from overflowing.
     pub fn num_bytes(&self) -> u64 {
-        (self.rows() * self.columns * self.dtype.size_bytes()) as u64
+        (self.rows * self.columns * self.dtype.size_bytes()) as u64
+    }
+}
+
+/// Makes [`Source`]s of one layer's names, or of those that belong to no layer.
+struct Planner<'a> {
+    spec: &'a ModelSpec,
+    dtype: DType,
+    layer: usize,
+}
+
+impl Planner<'_> {
+    fn name(&self, template: &str) -> String {
+        template.replace("{layer}", &self.layer.to_string())
+    }
+
+    /// A norm over `width` elements, of which `repeats` are normalised with the same weights. Whether it has any
+    /// is the spec's word; `names` follows it.
+    fn norm(&self, names: Option<&Names>, width: usize, repeats: usize) -> Parameters<Source> {
+        let ones = || {
+            let adjustment = Adjustment::Ones;
+            Source { parts: vec![], rows: 1, columns: width * repeats, dtype: DType::F32, adjustment }
+        };
+        let Some(names) = names else { return Parameters { weight: ones(), bias: None } };
+        let vector = |template: &str| {
+            let template = self.name(template);
+            if template.contains("{head}") {
+                let name = |head: usize| template.replace("{head}", &head.to_string());
+                return Source::vector((0..repeats).map(|head| Part::vector(name(head), width)).collect());
+            }
+            let mut part = Part::vector(template, width);
+            part.runs = vec![0..width; repeats];
+            Source::vector(vec![part])
+        };
+        let mut weight = vector(&names.weight);
+        if self.spec.norm.weight == NormWeight::OnePlus {
+            weight.adjustment = Adjustment::OnePlus;
+        }
+        Parameters { weight, bias: names.bias.as_deref().map(vector) }
+    }
+
+    /// A norm of the residual, where `is_there`.
+    fn hidden_norm(&self, is_there: bool, names: Option<&Names>) -> Option<Parameters<Source>> {
+        is_there.then(|| self.norm(names, self.spec.hidden_size, 1))
+    }
+
+    /// Stacked matrices of `columns` columns, with their biases side by side.
+    fn linear(&self, columns: usize, parts: &[(&Names, usize)]) -> Parameters<Source> {
+        let orientation = self.spec.weights.orientation;
+        let matrices = parts
+            .iter()
+            .map(|(names, rows)| Part::matrix(self.name(&names.weight), *rows, columns, orientation));
+        let biases: Option<Vec<Part>> = parts
+            .iter()
+            .map(|(names, rows)| Some(Part::vector(self.name(names.bias.as_ref()?), *rows)))
+            .collect();
+        Parameters {
+            weight: Source::matrix(self.dtype, columns, matrices.collect()),
+            bias: biases.map(Source::vector),
+        }
+    }
+
+    fn qkv(&self) -> Parameters<Source> {
+        let (heads, hidden) = (&self.spec.heads, self.spec.hidden_size);
+        let (query_width, kv_width) = (heads.query_width(), heads.kv_width());
+        match &self.spec.weights.qkv {
+            QkvNames::Separate { query, key, value } => {
+                self.linear(hidden, &[(query, query_width), (key, kv_width), (value, kv_width)])
+            }
+            QkvNames::Fused { qkv, order } => {
+                let mut parameters = self.linear(hidden, &[(qkv, heads.qkv_width())]);
+                if *order == QkvOrder::Groups {
+                    let runs = self.group_runs();
+                    for source in parameters.bias.iter_mut().chain([&mut parameters.weight]) {
+                        source.parts[0].runs.clone_from(&runs);
+                    }
+                }
+                parameters
+            }
+        }
+    }
+
+    /// Rows of `[group][queries, key, value][head_dim]` as all queries, all keys, all values.
+    fn group_runs(&self) -> Vec<Range<usize>> {
+        let heads = &self.spec.heads;
+        let queries = heads.num_heads / heads.num_kv_heads * heads.head_dim;
+        let stride = queries + 2 * heads.head_dim;
+        let groups = || (0..heads.num_kv_heads).map(|group| group * stride);
+        let queries_of = groups().map(|start| start..start + queries);
+        let keys = groups().map(|start| start + queries..start + queries + heads.head_dim);
+        let values = groups().map(|start| start + queries + heads.head_dim..start + stride);
+        queries_of.chain(keys).chain(values).collect()
+    }
+
+    fn qk_norm(&self) -> Option<[Parameters<Source>; 2]> {
+        let (heads, names) = (&self.spec.heads, &self.spec.weights);
+        let norm = |names: Option<&Names>, num_heads: usize, extent: NormExtent| match extent {
+            NormExtent::Head => self.norm(names, heads.head_dim, num_heads),
+            NormExtent::Width => self.norm(names, num_heads * heads.head_dim, 1),
+        };
+        self.spec.attention.qk_norm.map(|extent| {
+            [
+                norm(names.query_norm.as_ref(), heads.num_heads, extent),
+                norm(names.key_norm.as_ref(), heads.num_kv_heads, extent),
+            ]
+        })
+    }
+
+    fn mlp(&self, names: &MlpNames, width: usize) -> MlpWeights<Source> {
+        let hidden = self.spec.hidden_size;
+        let (up, down) = match names {
+            MlpNames::Plain { up, down } => (self.linear(hidden, &[(up, width)]), down),
+            MlpNames::Gated { gate, up, down } => (self.linear(hidden, &[(gate, width), (up, width)]), down),
+            MlpNames::FusedGated { gate_up, down } => (self.linear(hidden, &[(gate_up, 2 * width)]), down),
+        };
+        MlpWeights { up, down: self.linear(width, &[(down, hidden)]) }
+    }
+
+    fn experts(&self, names: &ExpertNames, experts: &Experts) -> ExpertWeights<Source> {
+        let (hidden, width) = (self.spec.hidden_size, experts.intermediate_size);
+        let (up, down): (Vec<(&Names, usize)>, _) = match &names.experts {
+            MlpNames::Plain { up, down } => (vec![(up, width)], down),
+            MlpNames::Gated { gate, up, down } => (vec![(gate, width), (up, width)], down),
+            MlpNames::FusedGated { gate_up, down } => (vec![(gate_up, 2 * width)], down),
+        };
+        let stack = |columns: usize, parts: &[(&Names, usize)]| {
+            let part = |expert: usize, (names, rows): &(&Names, usize)| {
+                self.expert_part(&names.weight, expert, experts.num_experts, [*rows, columns])
+            };
+            let experts = 0..experts.num_experts;
+            let parts = experts.flat_map(|expert| parts.iter().map(move |names| part(expert, names)));
+            Source::matrix(self.dtype, columns, parts.collect())
+        };
+        let row = |template: &String, rows: usize| {
+            let part = Part::matrix(self.name(template), rows, hidden, Orientation::OutIn);
+            Source::matrix(self.dtype, hidden, vec![part])
+        };
+        let shared = names.shared.as_ref().zip(experts.shared);
+        ExpertWeights {
+            router: row(&names.router, experts.num_experts),
+            up: stack(hidden, &up),
+            down: stack(width, &[(down, hidden)]),
+            shared: shared.map(|(names, shared)| self.mlp(names, shared.intermediate_size)),
+            shared_gate: names.shared_gate.as_ref().map(|name| row(name, 1)),
+        }
+    }
+
+    /// One expert's matrix: a tensor of its own, or its part of one that stacks all experts'.
+    fn expert_part(
+        &self,
+        template: &str,
+        expert: usize,
+        num_experts: usize,
+        [rows, columns]: [usize; 2],
+    ) -> Part {
+        let template = self.name(template);
+        if template.contains("{expert}") {
+            let name = template.replace("{expert}", &expert.to_string());
+            return Part::matrix(name, rows, columns, self.spec.weights.orientation);
+        }
+        let tensor = ExpectedTensor { name: template, shape: vec![num_experts, rows, columns] };
+        let rows = expert * rows..(expert + 1) * rows;
+        Part { tensor, runs: vec![rows], orientation: Orientation::OutIn }
+    }
+
+    fn layer(&self) -> LayerWeights<Source> {
+        let (spec, names) = (self.spec, &self.spec.weights);
+        let has_pre_norms = spec.block != BlockShape::PostNorm;
+        let has_post_norms = matches!(spec.block, BlockShape::Sandwich | BlockShape::PostNorm);
+        let has_mlp_norm = has_pre_norms && spec.block != BlockShape::Parallel;
+        let experts = names.experts.as_ref().zip(spec.experts_of(self.layer));
+        let mlp = match (experts, &names.mlp) {
+            (Some((names, experts)), _) => LayerMlp::Experts(self.experts(names, experts)),
+            (None, Some(names)) => LayerMlp::Dense(self.mlp(names, spec.intermediate_size)),
+            (None, None) => unreachable!("validation demands names for dense layers"),
+        };
+        LayerWeights {
+            attention_norm: self.hidden_norm(has_pre_norms, names.attention_norm.as_ref()),
+            qkv: self.qkv(),
+            qk_norm: self.qk_norm(),
+            attention_output: self
+                .linear(spec.heads.query_width(), &[(&names.attention_output, spec.hidden_size)]),
+            post_attention_norm: self.hidden_norm(has_post_norms, names.post_attention_norm.as_ref()),
+            mlp_norm: self.hidden_norm(has_mlp_norm, names.mlp_norm.as_ref()),
+            mlp,
+            post_mlp_norm: self.hidden_norm(has_post_norms, names.post_mlp_norm.as_ref()),
+        }
     }
 }
 
@@ -100,272 +368,158 @@ impl Weights<Source> {
     /// The sources of a validated spec's parameters, with matrices in `dtype`.
     pub fn plan(spec: &ModelSpec, dtype: DType) -> Self {
         let (names, hidden) = (&spec.weights, spec.hidden_size);
-        let head = match spec.output {
-            OutputHead::Tied => None,
-            OutputHead::Untied => {
-                Some(Source::matrix(dtype, hidden, [(names.head.clone(), spec.vocab_size)]))
-            }
+        let table = |name: &str, rows: Range<usize>| {
+            let mut part = Part::matrix(name.to_owned(), rows.end, hidden, Orientation::OutIn);
+            part.runs = vec![rows];
+            Source::matrix(dtype, hidden, vec![part])
         };
+        let position_embedding = match (&spec.positions, &names.position_embedding) {
+            (Positions::Learned { offset }, Some(name)) => {
+                Some(table(name, *offset..*offset + spec.max_positions))
+            }
+            _ => None,
+        };
+        let head = names.head.as_ref().filter(|_| spec.output != OutputHead::Tied);
+        let adjustment = match spec.output {
+            OutputHead::UntiedUnitRows => Adjustment::UnitRows,
+            OutputHead::Tied | OutputHead::Untied => Adjustment::None,
+        };
+        let head_bias = names.head.as_ref().and_then(|head| head.bias.clone());
+        let planner = |layer| Planner { spec, dtype, layer };
+        let has_embedding_norm = spec.embedding.norm == EmbeddingNorm::Normalized;
         Weights {
-            embedding: Source::matrix(dtype, hidden, [(names.embedding.clone(), spec.vocab_size)]),
-            layers: (0..spec.num_layers).map(|layer| LayerWeights::plan(spec, dtype, layer)).collect(),
-            final_norm: Source::vector(names.final_norm.clone(), hidden),
-            head,
+            embedding: table(&names.embedding, 0..spec.vocab_size),
+            position_embedding,
+            embedding_norm: planner(0).hidden_norm(has_embedding_norm, names.embedding_norm.as_ref()),
+            layers: (0..spec.num_layers).map(|layer| planner(layer).layer()).collect(),
+            final_norm: planner(0).norm(names.final_norm.as_ref(), hidden, 1),
+            head: head.map(|head| Source { adjustment, ..table(&head.weight, 0..spec.vocab_size) }),
+            head_bias: head_bias.map(|name| Source::vector(vec![Part::vector(name, spec.vocab_size)])),
         }
     }
 
     /// Bytes of all parameters in the backend.
     pub fn num_bytes(&self) -> u64 {
-        self.iter().map(Source::num_bytes).sum()
-    }
-
-    /// Every tensor that the checkpoint must have.
-    pub fn expected_tensors(&self) -> impl Iterator<Item = &ExpectedTensor> {
-        self.iter().flat_map(|source| &source.parts)
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &Source> {
-        let layers = self.layers.iter().flat_map(|layer| {
-            let LayerWeights { attention_norm, qkv, attention_output, mlp_norm, gate_up, down } = layer;
-            [attention_norm, qkv, attention_output, mlp_norm, gate_up, down]
-        });
-        [&self.embedding, &self.final_norm].into_iter().chain(&self.head).chain(layers)
+        let mut num_bytes = 0;
+        self.for_each(&mut |source| num_bytes += source.num_bytes());
+        num_bytes
     }
 }
 
-impl LayerWeights<Source> {
-    fn plan(spec: &ModelSpec, dtype: DType, layer: usize) -> Self {
-        let name = |template: &str| template.replace("{layer}", &layer.to_string());
-        let (names, heads) = (&spec.weights, &spec.heads);
-        let (hidden, intermediate) = (spec.hidden_size, spec.intermediate_size);
-        let matrix = |columns, parts: &[(&str, usize)]| {
-            Source::matrix(dtype, columns, parts.iter().map(|&(template, rows)| (name(template), rows)))
-        };
-        Self {
-            attention_norm: Source::vector(name(&names.attention_norm), hidden),
-            qkv: matrix(
-                hidden,
-                &[
-                    (&names.query, heads.query_width()),
-                    (&names.key, heads.kv_width()),
-                    (&names.value, heads.kv_width()),
-                ],
-            ),
-            attention_output: matrix(heads.query_width(), &[(&names.attention_output, hidden)]),
-            mlp_norm: Source::vector(name(&names.mlp_norm), hidden),
-            gate_up: matrix(hidden, &[(&names.gate, intermediate), (&names.up, intermediate)]),
-            down: matrix(intermediate, &[(&names.down, hidden)]),
+impl<T> Parameters<T> {
+    fn for_each<'a>(&'a self, visit: &mut impl FnMut(&'a T)) {
+        visit(&self.weight);
+        self.bias.iter().for_each(visit);
+    }
+
+    fn try_map<U, E>(self, convert: &mut impl FnMut(T) -> Result<U, E>) -> Result<Parameters<U>, E> {
+        Ok(Parameters { weight: convert(self.weight)?, bias: self.bias.map(convert).transpose()? })
+    }
+}
+
+impl<T> MlpWeights<T> {
+    fn for_each<'a>(&'a self, visit: &mut impl FnMut(&'a T)) {
+        self.up.for_each(visit);
+        self.down.for_each(visit);
+    }
+
+    fn try_map<U, E>(self, convert: &mut impl FnMut(T) -> Result<U, E>) -> Result<MlpWeights<U>, E> {
+        Ok(MlpWeights { up: self.up.try_map(convert)?, down: self.down.try_map(convert)? })
+    }
+}
+
+impl<T> LayerMlp<T> {
+    /// Bias of the last projection.
+    pub(super) fn down_bias(&self) -> Option<&T> {
+        match self {
+            LayerMlp::Dense(mlp) => mlp.down.bias.as_ref(),
+            LayerMlp::Experts(_) => None,
         }
+    }
+
+    fn for_each<'a>(&'a self, visit: &mut impl FnMut(&'a T)) {
+        match self {
+            LayerMlp::Dense(mlp) => mlp.for_each(visit),
+            LayerMlp::Experts(ExpertWeights { router, up, down, shared, shared_gate }) => {
+                [router, up, down].into_iter().for_each(&mut *visit);
+                shared.iter().for_each(|shared| shared.for_each(visit));
+                shared_gate.iter().for_each(visit);
+            }
+        }
+    }
+
+    fn try_map<U, E>(self, convert: &mut impl FnMut(T) -> Result<U, E>) -> Result<LayerMlp<U>, E> {
+        match self {
+            LayerMlp::Dense(mlp) => Ok(LayerMlp::Dense(mlp.try_map(convert)?)),
+            LayerMlp::Experts(experts) => Ok(LayerMlp::Experts(ExpertWeights {
+                router: convert(experts.router)?,
+                up: convert(experts.up)?,
+                down: convert(experts.down)?,
+                shared: experts.shared.map(|shared| shared.try_map(convert)).transpose()?,
+                shared_gate: experts.shared_gate.map(convert).transpose()?,
+            })),
+        }
+    }
+}
+
+impl<T> LayerWeights<T> {
+    fn for_each<'a>(&'a self, visit: &mut impl FnMut(&'a T)) {
+        let norms = [&self.attention_norm, &self.post_attention_norm, &self.mlp_norm, &self.post_mlp_norm];
+        norms
+            .into_iter()
+            .flatten()
+            .chain(self.qk_norm.iter().flatten())
+            .for_each(|norm| norm.for_each(visit));
+        self.qkv.for_each(visit);
+        self.attention_output.for_each(visit);
+        self.mlp.for_each(visit);
+    }
+
+    fn try_map<U, E>(self, convert: &mut impl FnMut(T) -> Result<U, E>) -> Result<LayerWeights<U>, E> {
+        let qk_norm = match self.qk_norm {
+            Some([query, key]) => Some([query.try_map(convert)?, key.try_map(convert)?]),
+            None => None,
+        };
+        let mut norm = |norm: Option<Parameters<T>>| norm.map(|norm| norm.try_map(&mut *convert)).transpose();
+        let (attention_norm, post_attention_norm) =
+            (norm(self.attention_norm)?, norm(self.post_attention_norm)?);
+        let (mlp_norm, post_mlp_norm) = (norm(self.mlp_norm)?, norm(self.post_mlp_norm)?);
+        Ok(LayerWeights {
+            attention_norm,
+            qkv: self.qkv.try_map(convert)?,
+            qk_norm,
+            attention_output: self.attention_output.try_map(convert)?,
+            post_attention_norm,
+            mlp_norm,
+            mlp: self.mlp.try_map(convert)?,
+            post_mlp_norm,
+        })
     }
 }
 
 impl<T> Weights<T> {
+    /// Shows every parameter to `visit`.
+    pub(super) fn for_each<'a>(&'a self, visit: &mut impl FnMut(&'a T)) {
+        visit(&self.embedding);
+        self.position_embedding.iter().for_each(&mut *visit);
+        self.embedding_norm.iter().for_each(|norm| norm.for_each(visit));
+        self.layers.iter().for_each(|layer| layer.for_each(visit));
+        self.final_norm.for_each(visit);
+        self.head.iter().chain(&self.head_bias).for_each(visit);
+    }
+
     /// The same parameters, each converted by `convert`, in an order that follows the decoder.
-    fn try_map<U, E>(self, mut convert: impl FnMut(T) -> Result<U, E>) -> Result<Weights<U>, E> {
+    pub(super) fn try_map<U, E>(self, convert: &mut impl FnMut(T) -> Result<U, E>) -> Result<Weights<U>, E> {
         let embedding = convert(self.embedding)?;
+        let position_embedding = self.position_embedding.map(&mut *convert).transpose()?;
+        let embedding_norm = self.embedding_norm.map(|norm| norm.try_map(convert)).transpose()?;
         let mut layers = Vec::with_capacity(self.layers.len());
         for layer in self.layers {
-            layers.push(LayerWeights {
-                attention_norm: convert(layer.attention_norm)?,
-                qkv: convert(layer.qkv)?,
-                attention_output: convert(layer.attention_output)?,
-                mlp_norm: convert(layer.mlp_norm)?,
-                gate_up: convert(layer.gate_up)?,
-                down: convert(layer.down)?,
-            });
+            layers.push(layer.try_map(convert)?);
         }
-        let final_norm = convert(self.final_norm)?;
-        let head = self.head.map(convert).transpose()?;
-        Ok(Weights { embedding, layers, final_norm, head })
+        let final_norm = self.final_norm.try_map(convert)?;
+        let head = self.head.map(&mut *convert).transpose()?;
+        let head_bias = self.head_bias.map(convert).transpose()?;
+        Ok(Weights { embedding, position_embedding, embedding_norm, layers, final_norm, head, head_bias })
     }
-}
-
-/// Loads the weights of a validated spec from `checkpoint` into `backend`, matrices in `dtype` and norms in
-/// f32.
-///
-/// Host memory beside the backend's stays below 3 chunks of 8 MiB (or 3 rows, where a row is longer).
-pub fn load<B: Backend>(
-    backend: &mut B,
-    spec: &ModelSpec,
-    checkpoint: &Checkpoint,
-    dtype: DType,
-    progress: Option<&ProgressCallback>,
-) -> Result<Weights<B::Tensor>> {
-    let plan = Weights::plan(spec, dtype);
-    if let Checkpoint::Random(description) = checkpoint {
-        return make_up(backend, plan, description.seed(), progress);
-    }
-    let table = checkpoint.weights()?;
-    check_tensors(spec, &plan, table)
-        .map_err(|error| Error::from(error).context(checkpoint.path().display()))?;
-    let (pool, progress) = (thread_pool(8)?, Reporter::start(progress, plan.num_bytes())?);
-    let mut loader = Loader { backend, table, pool, progress, source: Vec::new(), target: Vec::new() };
-    plan.try_map(|source| loader.load(&source))
-}
-
-/// Random parameters instead of a checkpoint's.
-fn make_up<B: Backend>(
-    backend: &mut B,
-    plan: Weights<Source>,
-    seed: u64,
-    progress: Option<&ProgressCallback>,
-) -> Result<Weights<B::Tensor>> {
-    let (pool, mut progress) = (thread_pool(usize::MAX)?, Reporter::start(progress, plan.num_bytes())?);
-    let mut target = Vec::new();
-    plan.try_map(|source| {
-        let generator = Generator::new(seed, &source);
-        let row_bytes = source.columns * source.dtype.size_bytes();
-        let chunk_rows = (CHUNK_BYTES / row_bytes).clamp(1, source.rows());
-        let mut tensor = backend.alloc(source.dtype, source.rows(), source.columns)?;
-        for row in (0..source.rows()).step_by(chunk_rows) {
-            resize(&mut target, chunk_rows.min(source.rows() - row) * row_bytes)?;
-            pool.install(|| generator.fill((row * source.columns) as u64, &mut target));
-            backend.write_rows(&mut tensor, row, &target)?;
-            progress.add(target.len() as u64)?;
-        }
-        Ok(tensor)
-    })
-}
-
-/// One thread per core, at most `num_threads_max`.
-fn thread_pool(num_threads_max: usize) -> Result<rayon::ThreadPool> {
-    let num_threads =
-        std::thread::available_parallelism().map_or(1, |count| count.get().min(num_threads_max));
-    rayon::ThreadPoolBuilder::new().num_threads(num_threads).build().map_err(|error| {
-        Error::new(Status::OutOfMemory, format!("threads for loading could not be started: {error}"))
-    })
-}
-
-/// Compares the checkpoint's tensors with the plan: none missing, none left over, shapes and types right.
-fn check_tensors(spec: &ModelSpec, plan: &Weights<Source>, table: &TensorTable) -> ModelResult<()> {
-    let mut expected_names = BTreeSet::new();
-    for expected in plan.expected_tensors() {
-        let name = format!("tensor {:?}", expected.name);
-        let info = table
-            .get(&expected.name)
-            .ok_or_else(|| ModelError::invalid(&name, "is missing from the checkpoint"))?;
-        if info.shape != expected.shape {
-            let message = format!("has shape {:?}, but the model needs {:?}", info.shape, expected.shape);
-            return Err(ModelError::invalid(&name, message));
-        }
-        if let Encoding::Other(encoding) = info.encoding {
-            let message = format!("weights of type {encoding} are not supported");
-            return Err(ModelError::unsupported(&name, message));
-        }
-        expected_names.insert(expected.name.as_str());
-    }
-    let is_tied_head = |name: &str| {
-        spec.output == OutputHead::Tied
-            && name == spec.weights.head
-            && table.get(name).is_some_and(|info| info.shape == [spec.vocab_size, spec.hidden_size])
-    };
-    let is_harmless = |name: &str| HARMLESS_SUFFIXES.iter().any(|suffix| name.ends_with(suffix));
-    let leftovers: Vec<&str> = table
-        .names()
-        .filter(|&name| !expected_names.contains(name) && !is_tied_head(name) && !is_harmless(name))
-        .collect();
-    match leftovers.as_slice() {
-        [] => Ok(()),
-        [first, ..] => Err(ModelError::unsupported(
-            format!("tensor {first:?}"),
-            format!(
-                "the {} architecture has no use for it, nor for {} others",
-                spec.family,
-                leftovers.len() - 1
-            ),
-        )),
-    }
-}
-
-struct Reporter<'a> {
-    progress: Option<&'a ProgressCallback>,
-    state: Progress,
-}
-
-impl<'a> Reporter<'a> {
-    /// Reports the start of `bytes_total` bytes.
-    fn start(progress: Option<&'a ProgressCallback>, bytes_total: u64) -> Result<Self> {
-        let mut reporter = Self { progress, state: Progress { bytes_done: 0, bytes_total } };
-        reporter.add(0)?;
-        Ok(reporter)
-    }
-
-    fn add(&mut self, num_bytes: u64) -> Result<()> {
-        self.state.bytes_done += num_bytes;
-        match self.progress.map(|callback| callback(self.state)) {
-            Some(ControlFlow::Break(())) => {
-                let Progress { bytes_done, bytes_total } = self.state;
-                let message = format!("loading was aborted after {bytes_done} of {bytes_total} bytes");
-                Err(Error::new(Status::Aborted, message))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-struct Loader<'a, B> {
-    backend: &'a mut B,
-    table: &'a TensorTable,
-    pool: rayon::ThreadPool,
-    progress: Reporter<'a>,
-    /// Bytes as the checkpoint has them.
-    source: Vec<u8>,
-    /// Bytes as the backend takes them.
-    target: Vec<u8>,
-}
-
-impl<B: Backend> Loader<'_, B> {
-    fn load(&mut self, source: &Source) -> Result<B::Tensor> {
-        let mut tensor = self.backend.alloc(source.dtype, source.rows(), source.columns)?;
-        let mut first_row = 0;
-        for part in &source.parts {
-            let table = self.table;
-            let info = table.get(&part.name).expect("check_tensors found every part");
-            self.load_part(info, source, part.rows(), first_row, &mut tensor)?;
-            first_row += part.rows();
-        }
-        Ok(tensor)
-    }
-
-    /// Streams the rows of `info` to the rows of `tensor` from `first_row` on.
-    fn load_part(
-        &mut self,
-        info: &TensorInfo,
-        source: &Source,
-        num_rows: usize,
-        first_row: usize,
-        tensor: &mut B::Tensor,
-    ) -> Result<()> {
-        let source_row_bytes = source.columns / info.encoding.block_len() * info.encoding.block_bytes();
-        let target_row_bytes = source.columns * source.dtype.size_bytes();
-        let chunk_rows = (CHUNK_BYTES / source_row_bytes.max(target_row_bytes)).clamp(1, num_rows);
-        for row in (0..num_rows).step_by(chunk_rows) {
-            let rows = chunk_rows.min(num_rows - row);
-            let start = (row * source_row_bytes) as u64;
-            resize(&mut self.target, rows * target_row_bytes)?;
-            if convert::is_same(info.encoding, source.dtype) {
-                self.table.read(info, start, &mut self.target)?;
-            } else {
-                resize(&mut self.source, rows * source_row_bytes)?;
-                self.table.read(info, start, &mut self.source)?;
-                let (from, to) = (&self.source, &mut self.target);
-                self.pool.install(|| convert::convert(info.encoding, from, source.dtype, to));
-            }
-            self.backend.write_rows(tensor, first_row + row, &self.target)?;
-            self.progress.add(self.target.len() as u64)?;
-        }
-        Ok(())
-    }
-}
-
-/// Makes `buffer` hold `num_bytes` bytes, of any value.
-fn resize(buffer: &mut Vec<u8>, num_bytes: usize) -> Result<()> {
-    buffer.try_reserve(num_bytes.saturating_sub(buffer.len())).map_err(|_| {
-        Error::new(
-            Status::OutOfMemory,
-            format!("{num_bytes} bytes for a chunk of weights could not be allocated"),
-        )
-    })?;
-    buffer.resize(num_bytes, 0);
-    Ok(())
 }

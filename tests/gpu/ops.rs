@@ -1,6 +1,8 @@
 //! Operations other than attention and sampling.
 
-use inflight::backend::{Activation, Backend, BackendLimits, DType};
+use inflight::backend::{
+    Activate, Activation, Backend, BackendLimits, DType, Delta, Embedding, Gating, Head, Norm, NormKind,
+};
 
 use crate::rig::*;
 
@@ -13,58 +15,156 @@ fn embed() {
             let mut random = Random(1);
             rig.reserve(&BackendLimits { max_tokens, max_slots: 2, vocab_size });
             let table = rig.weight(width, &random.values(vocab_size * width, 1.0));
+            let positions = rig.weight(width, &random.values(max_tokens * width, 1.0));
             for num_tokens in [1, 7, 129] {
                 let tokens = (0..num_tokens).map(|_| random.below(vocab_size) as u32).collect();
-                let row = BatchRow { slot: 1, tokens, context_len: num_tokens, blocks: vec![] };
+                let context_len = num_tokens + 3;
+                let row = BatchRow { slot: 1, tokens, context_len, blocks: vec![] };
                 rig.load_batch(&batch(&[row], &[]));
-                let mut out = rig.poisoned(max_tokens, width);
-                rig.cpu.embed(&table.cpu, &mut out.cpu).unwrap();
-                rig.gpu.embed(&table.gpu, &mut out.gpu).unwrap();
-                rig.assert_same(&format!("embed {dtype:?} {num_tokens} x {width}"), &out, 0.0);
+                // A plain row is copied; with a scale alone, positions alone and both it is computed.
+                for (scale, with_positions) in [(1.0, false), (22.6, false), (1.0, true), (0.3, true)] {
+                    let mut out = rig.poisoned(max_tokens, width);
+                    let cpu_positions = with_positions.then_some(&positions.cpu);
+                    let gpu_positions = with_positions.then_some(&positions.gpu);
+                    let embedding = Embedding { table: &table.cpu, scale, positions: cpu_positions };
+                    rig.cpu.embed(&embedding, &mut out.cpu).unwrap();
+                    let embedding = Embedding { table: &table.gpu, scale, positions: gpu_positions };
+                    rig.gpu.embed(&embedding, &mut out.gpu).unwrap();
+                    let what = format!("embed {dtype:?} {num_tokens} x {width}, {scale}, {with_positions}");
+                    let is_copy = scale == 1.0 && !with_positions;
+                    rig.assert_same(&what, &out, if is_copy { 0.0 } else { rig.tolerance() });
+                }
             }
         }
     }
 }
 
+/// The operands of a norm on both backends.
+struct NormCase {
+    residual: Pair,
+    deltas: [Pair; 2],
+    delta_bias: Pair,
+    weight: Pair,
+    bias: Pair,
+}
+
+impl NormCase {
+    fn new(rig: &mut Rig, random: &mut Random, rows: usize, width: usize) -> NormCase {
+        let mut rows = |rig: &mut Rig| rig.activation(width, &random.values(rows * width, 3.0));
+        let (residual, deltas) = (rows(rig), [rows(rig), rows(rig)]);
+        let mut row = |rig: &mut Rig| rig.single(width, &random.values(width, 1.0));
+        NormCase { residual, deltas, delta_bias: row(rig), weight: row(rig), bias: row(rig) }
+    }
+}
+
+/// Kind, number of deltas, and whether they and the norm have biases.
+const NORM_CASES: [(NormKind, usize, bool); 5] = [
+    (NormKind::Rms, 1, false),
+    (NormKind::Rms, 0, false),
+    (NormKind::Layer, 1, true),
+    (NormKind::Layer, 2, true),
+    (NormKind::Rms, 2, true),
+];
+
 #[test]
-fn add_rms_norm() {
+fn add_norm() {
     for dtype in DTYPES {
         let mut rig = Rig::new(dtype);
         let mut random = Random(2);
         for width in sizes(&[8, 72, 576, 4096, 8192, 8200, 12288], 600) {
-            let weight = rig.single(width, &random.values(width, 1.0));
-            for (rows, with_delta) in [(1, true), (3, false), (130, true)] {
-                let mut residual = rig.activation(width, &random.values((rows + 2) * width, 3.0));
-                let delta = rig.activation(width, &random.values((rows + 2) * width, 3.0));
-                let mut out = rig.poisoned(rows + 2, width);
-                let (epsilon, what) = (1e-5, format!("add_rms_norm {dtype:?} {rows} x {width}"));
-                let cpu_delta = with_delta.then_some(&delta.cpu);
-                let gpu_delta = with_delta.then_some(&delta.gpu);
-                rig.cpu
-                    .add_rms_norm(&mut residual.cpu, cpu_delta, &weight.cpu, epsilon, &mut out.cpu, rows)
-                    .unwrap();
-                rig.gpu
-                    .add_rms_norm(&mut residual.gpu, gpu_delta, &weight.gpu, epsilon, &mut out.gpu, rows)
-                    .unwrap();
-                rig.assert_same(&what, &out, rig.tolerance());
-                rig.assert_same(&format!("{what}: residual"), &residual, rig.tolerance());
+            for rows in [1, 3, 130] {
+                for (kind, num_deltas, with_bias) in NORM_CASES {
+                    let mut case = NormCase::new(&mut rig, &mut random, rows + 2, width);
+                    let mut out = rig.poisoned(rows + 2, width);
+                    macro_rules! run {
+                        ($backend:ident) => {{
+                            let bias = |bias| if with_bias { Some(bias) } else { None };
+                            let delta = |index: usize| {
+                                let values = &case.deltas[index].$backend;
+                                (num_deltas > index)
+                                    .then_some(Delta { values, bias: bias(&case.delta_bias.$backend) })
+                            };
+                            let norm = Norm {
+                                kind,
+                                epsilon: 1e-5,
+                                weight: &case.weight.$backend,
+                                bias: bias(&case.bias.$backend),
+                            };
+                            let (deltas, residual) = ([delta(0), delta(1)], &mut case.residual.$backend);
+                            rig.$backend.add_norm(residual, deltas, &norm, &mut out.$backend, rows).unwrap();
+                        }};
+                    }
+                    run!(cpu);
+                    run!(gpu);
+                    let what = format!("add_norm {dtype:?} {rows} x {width} {kind:?} {num_deltas}");
+                    rig.assert_same(&what, &out, rig.tolerance());
+                    rig.assert_same(&format!("{what}: residual"), &case.residual, rig.tolerance());
+                }
             }
         }
     }
 }
 
 #[test]
-fn gated_activation() {
+fn norm_add() {
+    for dtype in DTYPES {
+        let mut rig = Rig::new(dtype);
+        let mut random = Random(12);
+        for width in sizes(&[8, 72, 576, 4096, 8200], 600) {
+            for rows in [1, 130] {
+                for (kind, _, with_bias) in NORM_CASES {
+                    let mut case = NormCase::new(&mut rig, &mut random, rows + 2, width);
+                    macro_rules! run {
+                        ($backend:ident) => {{
+                            let bias = |bias| if with_bias { Some(bias) } else { None };
+                            let values = &case.deltas[0].$backend;
+                            let delta = Delta { values, bias: bias(&case.delta_bias.$backend) };
+                            let norm = Norm {
+                                kind,
+                                epsilon: 1e-5,
+                                weight: &case.weight.$backend,
+                                bias: bias(&case.bias.$backend),
+                            };
+                            let residual = &mut case.residual.$backend;
+                            rig.$backend.norm_add(delta, &norm, residual, rows).unwrap();
+                        }};
+                    }
+                    run!(cpu);
+                    run!(gpu);
+                    let what = format!("norm_add {dtype:?} {rows} x {width} {kind:?}");
+                    rig.assert_same(&what, &case.residual, rig.tolerance());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn activate() {
     for dtype in DTYPES {
         let mut rig = Rig::new(dtype);
         let mut random = Random(3);
         for width in sizes(&[8, 1536, 14336], 1536) {
             for rows in [1, 5, 130] {
-                let gate_up = rig.activation(2 * width, &random.values((rows + 1) * 2 * width, 8.0));
-                let mut out = rig.poisoned(rows + 1, width);
-                rig.cpu.gated_activation(&gate_up.cpu, Activation::Silu, &mut out.cpu, rows).unwrap();
-                rig.gpu.gated_activation(&gate_up.gpu, Activation::Silu, &mut out.gpu, rows).unwrap();
-                rig.assert_same(&format!("gated {dtype:?} {rows} x {width}"), &out, rig.tolerance());
+                for function in Activation::ALL {
+                    for (gating, with_bias) in
+                        [(Gating::Gated, false), (Gating::Gated, true), (Gating::Plain, true)]
+                    {
+                        let input_width = gating.input_width(width);
+                        let input =
+                            rig.activation(input_width, &random.values((rows + 1) * input_width, 8.0));
+                        let bias = rig.single(input_width, &random.values(input_width, 1.0));
+                        let mut out = rig.poisoned(rows + 1, width);
+                        let cpu_bias = with_bias.then_some(&bias.cpu);
+                        let gpu_bias = with_bias.then_some(&bias.gpu);
+                        let activate = Activate { function, gating, bias: cpu_bias };
+                        rig.cpu.activate(&input.cpu, &activate, &mut out.cpu, rows).unwrap();
+                        let activate = Activate { function, gating, bias: gpu_bias };
+                        rig.gpu.activate(&input.gpu, &activate, &mut out.gpu, rows).unwrap();
+                        let what = format!("{} {gating:?} {dtype:?} {rows} x {width}", function.name());
+                        rig.assert_same(&what, &out, rig.tolerance());
+                    }
+                }
             }
         }
     }
@@ -108,6 +208,7 @@ fn logits_of_sampled_rows() {
             rig.reserve(&BackendLimits { max_tokens, max_slots, vocab_size });
             let head = rig.weight(width, &random.values(vocab_size * width, 1.0));
             let hidden = rig.activation(width, &random.values(max_tokens * width, 1.0));
+            let bias = rig.single(vocab_size, &random.values(vocab_size, 3.0));
             // Decodes alone need no gathering; a prompt among them does; forty rows go through cuBLASLt.
             let cases: [(Vec<usize>, Vec<u32>); 4] = [
                 (vec![1, 1, 1], vec![0, 1, 2]),
@@ -124,11 +225,21 @@ fn logits_of_sampled_rows() {
                 };
                 let rows: Vec<_> = lengths.iter().enumerate().map(row).collect();
                 rig.load_batch(&batch(&rows, &sampled));
-                let mut out = rig.single(vocab_size, &vec![f32::NAN; max_slots * vocab_size]);
-                rig.cpu.logits(&hidden.cpu, &head.cpu, &mut out.cpu).unwrap();
-                rig.gpu.logits(&hidden.gpu, &head.gpu, &mut out.gpu).unwrap();
-                let what = format!("logits {dtype:?} {} of {} rows, {vocab_size}", sampled.len(), rows.len());
-                rig.assert_same(&what, &out, 1e-5);
+                for (with_bias, scale, soft_cap) in
+                    [(false, 1.0, None), (true, 1.0, None), (false, 0.5, Some(30.0)), (true, 2.0, Some(5.0))]
+                {
+                    let mut out = rig.single(vocab_size, &vec![f32::NAN; max_slots * vocab_size]);
+                    let cpu_bias = with_bias.then_some(&bias.cpu);
+                    let gpu_bias = with_bias.then_some(&bias.gpu);
+                    let cpu_head = Head { weight: &head.cpu, bias: cpu_bias, scale, soft_cap };
+                    let gpu_head = Head { weight: &head.gpu, bias: gpu_bias, scale, soft_cap };
+                    rig.cpu.logits(&hidden.cpu, &cpu_head, &mut out.cpu).unwrap();
+                    rig.gpu.logits(&hidden.gpu, &gpu_head, &mut out.gpu).unwrap();
+                    let (count, what) = (sampled.len(), format!("{with_bias} {scale} {soft_cap:?}"));
+                    let what =
+                        format!("logits {dtype:?} {count} of {} rows, {vocab_size} {what}", rows.len());
+                    rig.assert_same(&what, &out, 1e-5);
+                }
             }
         }
     }

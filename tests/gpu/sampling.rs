@@ -1,6 +1,6 @@
 //! Sampling on the device against the CPU's sampler on the same logits: the same tokens, exactly.
 
-use inflight::backend::{Backend, BackendLimits, DType, Sampled, SlotState, TOKEN_FROM_SLOT};
+use inflight::backend::{Backend, BackendLimits, DType, Embedding, Sampled, SlotState, TOKEN_FROM_SLOT};
 
 use crate::rig::*;
 
@@ -149,8 +149,8 @@ fn sampled_tokens_stay_on_the_device() {
     for rows in [first, next] {
         rig.load_batch(&batch(&rows, &[0, 1, 2]));
         let mut out = rig.poisoned(4, width);
-        rig.cpu.embed(&table.cpu, &mut out.cpu).unwrap();
-        rig.gpu.embed(&table.gpu, &mut out.gpu).unwrap();
+        rig.cpu.embed(&Embedding::plain(&table.cpu), &mut out.cpu).unwrap();
+        rig.gpu.embed(&Embedding::plain(&table.gpu), &mut out.gpu).unwrap();
         rig.assert_same("embedded tokens", &out, 0.0);
         let logits = rig.single(vocab_size, &random.values(4 * vocab_size, 4.0));
         rig.cpu.sample(&logits.cpu).unwrap();

@@ -185,7 +185,8 @@ fn child_that_loses_the_device() {
 /// Runs a kernel that traps, on a stream of its own in the context that the engine uses too.
 fn trap() {
     use cudarc::driver::sys;
-    const PTX: &std::ffi::CStr = c".version 7.0\n.target sm_70\n.address_size 64\n.visible .entry die() { trap; }\n";
+    const PTX: &std::ffi::CStr =
+        c".version 7.0\n.target sm_70\n.address_size 64\n.visible .entry die() { trap; }\n";
     let (mut context, mut module, mut function) =
         (std::ptr::null_mut(), std::ptr::null_mut(), std::ptr::null_mut());
     let none: *mut std::ffi::c_void = std::ptr::null_mut();

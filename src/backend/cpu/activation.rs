@@ -1,67 +1,199 @@
-//! The gated activation of an MLP.
+//! Activations of an MLP.
 
-use super::simd::{Isa, Kernel, Simd, math};
+use super::simd::{Isa, Kernel, MAX_LANES, Simd, math};
 use super::tensor::Tensor;
 use super::threads::{Parts, Threads};
+use crate::backend::{Activate, Activation, Gating};
 
-/// `out = silu(gate) * up` for rows `[gate | up]`; shapes are checked.
-pub(super) fn gated_silu(threads: &mut Threads, isa: Isa, gate_up: &Tensor, out: &mut Tensor, rows: usize) {
-    let width = out.columns();
-    let gate_up = gate_up.elements::<f32>();
+/// `out = activation(gate) * up` for rows `[gate | up]`, or `activation(up)`; shapes are checked.
+pub(super) fn activate(
+    threads: &mut Threads,
+    isa: Isa,
+    input: &Tensor,
+    activate: &Activate<'_, Tensor>,
+    out: &mut Tensor,
+    rows: usize,
+) {
+    match activate.function {
+        Activation::Silu => run::<Silu>(threads, isa, input, activate, out, rows),
+        Activation::Gelu => run::<Gelu>(threads, isa, input, activate, out, rows),
+        Activation::GeluTanh => run::<GeluTanh>(threads, isa, input, activate, out, rows),
+        Activation::QuickGelu => run::<QuickGelu>(threads, isa, input, activate, out, rows),
+        Activation::Relu => run::<Relu>(threads, isa, input, activate, out, rows),
+        Activation::ReluSquared => run::<ReluSquared>(threads, isa, input, activate, out, rows),
+    }
+}
+
+fn run<F: Function>(
+    threads: &mut Threads,
+    isa: Isa,
+    input: &Tensor,
+    activate: &Activate<'_, Tensor>,
+    out: &mut Tensor,
+    rows: usize,
+) {
+    let (width, input_width) = (out.columns(), input.columns());
+    let input = input.elements::<f32>();
+    let bias = activate.bias.map(|bias| &bias.elements::<f32>()[..input_width]);
     let out = Parts::new(out.elements_mut::<f32>());
     // An exponential costs about as much as eight loads and stores.
     threads.run_rows(rows, 8 * width, |rows| {
         for row in rows {
-            let (gate, up) = gate_up[row * 2 * width..(row + 1) * 2 * width].split_at(width);
+            let input = &input[row * input_width..(row + 1) * input_width];
             // SAFETY: every row belongs to one task.
             let out = unsafe { out.slice(row * width..(row + 1) * width) };
-            isa.run(GatedSilu { gate, up, out });
+            let row = match activate.gating {
+                Gating::Gated => {
+                    let bias = bias.map(|bias| bias.split_at(width));
+                    ActivateRow {
+                        argument: Biased { values: &input[..width], bias: bias.map(|(gate, _)| gate) },
+                        factor: Some(Biased { values: &input[width..], bias: bias.map(|(_, up)| up) }),
+                        out,
+                        function: std::marker::PhantomData::<F>,
+                    }
+                }
+                Gating::Plain => ActivateRow {
+                    argument: Biased { values: input, bias },
+                    factor: None,
+                    out,
+                    function: std::marker::PhantomData,
+                },
+            };
+            isa.run(row);
         }
     });
 }
 
-/// One row.
-struct GatedSilu<'a> {
-    gate: &'a [f32],
-    up: &'a [f32],
-    out: &'a mut [f32],
+/// Elements, and what is added to them.
+#[derive(Clone, Copy)]
+struct Biased<'a> {
+    values: &'a [f32],
+    bias: Option<&'a [f32]>,
 }
 
-impl Kernel for GatedSilu<'_> {
+impl Biased<'_> {
+    /// `LANES` elements from `i` on; past the end, zeros.
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let width = self.out.len();
-        assert!(self.gate.len() == width && self.up.len() == width);
-        let mut i = 0;
-        while i + S::LANES <= width {
-            // SAFETY: all three slices have `LANES` elements from `i` on.
-            unsafe {
-                let result =
-                    silu_mul(simd, simd.load(self.gate.as_ptr().add(i)), simd.load(self.up.as_ptr().add(i)));
-                simd.store(self.out.as_mut_ptr().add(i), result);
-            }
-            i += S::LANES;
-        }
-        let rest = width - i;
-        if rest > 0 {
-            let mut gate = [0.0; super::simd::MAX_LANES];
-            let mut up = gate;
-            gate[..rest].copy_from_slice(&self.gate[i..]);
-            up[..rest].copy_from_slice(&self.up[i..]);
-            // SAFETY: the arrays hold at least `LANES` elements.
-            unsafe {
-                let result = silu_mul(simd, simd.load(gate.as_ptr()), simd.load(up.as_ptr()));
-                simd.store(gate.as_mut_ptr(), result);
-            }
-            self.out[i..].copy_from_slice(&gate[..rest]);
+    fn load<S: Simd>(&self, simd: S, i: usize) -> S::Vector {
+        let values = load(simd, self.values, i);
+        match self.bias {
+            Some(bias) => simd.add(values, load(simd, bias, i)),
+            None => values,
         }
     }
 }
 
-/// `gate / (1 + e^-gate) * up`.
 #[inline(always)]
-fn silu_mul<S: Simd>(simd: S, gate: S::Vector, up: S::Vector) -> S::Vector {
-    let negated = simd.sub(simd.splat(0.0), gate);
-    let denominator = simd.add(simd.splat(1.0), math::exp(simd, negated));
-    simd.mul(simd.div(gate, denominator), up)
+fn load<S: Simd>(simd: S, values: &[f32], i: usize) -> S::Vector {
+    if i + S::LANES <= values.len() {
+        // SAFETY: the slice has `LANES` elements from `i` on.
+        return unsafe { simd.load(values.as_ptr().add(i)) };
+    }
+    let mut padded = [0.0; MAX_LANES];
+    padded[..values.len() - i].copy_from_slice(&values[i..]);
+    // SAFETY: the array holds at least `LANES` elements.
+    unsafe { simd.load(padded.as_ptr()) }
+}
+
+/// One row.
+struct ActivateRow<'a, F> {
+    argument: Biased<'a>,
+    factor: Option<Biased<'a>>,
+    out: &'a mut [f32],
+    function: std::marker::PhantomData<F>,
+}
+
+impl<F: Function> Kernel for ActivateRow<'_, F> {
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let width = self.out.len();
+        assert!(self.argument.values.len() == width);
+        for i in (0..width).step_by(S::LANES) {
+            let mut result = F::apply(simd, self.argument.load(simd, i));
+            if let Some(factor) = &self.factor {
+                result = simd.mul(result, factor.load(simd, i));
+            }
+            if i + S::LANES <= width {
+                // SAFETY: the slice has `LANES` elements from `i` on.
+                unsafe { simd.store(self.out.as_mut_ptr().add(i), result) };
+            } else {
+                let mut padded = [0.0; MAX_LANES];
+                // SAFETY: the array holds at least `LANES` elements.
+                unsafe { simd.store(padded.as_mut_ptr(), result) };
+                self.out[i..].copy_from_slice(&padded[..width - i]);
+            }
+        }
+    }
+}
+
+/// An [`Activation`] over vectors. Implementations are `#[inline(always)]`.
+trait Function: Sync {
+    fn apply<S: Simd>(simd: S, x: S::Vector) -> S::Vector;
+}
+
+/// `x / (1 + e^-y)`.
+#[inline(always)]
+fn times_sigmoid<S: Simd>(simd: S, x: S::Vector, y: S::Vector) -> S::Vector {
+    let negated = simd.sub(simd.splat(0.0), y);
+    simd.div(x, simd.add(simd.splat(1.0), math::exp(simd, negated)))
+}
+
+struct Silu;
+
+impl Function for Silu {
+    #[inline(always)]
+    fn apply<S: Simd>(simd: S, x: S::Vector) -> S::Vector {
+        times_sigmoid(simd, x, x)
+    }
+}
+
+struct Gelu;
+
+impl Function for Gelu {
+    #[inline(always)]
+    fn apply<S: Simd>(simd: S, x: S::Vector) -> S::Vector {
+        let erf = math::erf(simd, simd.mul(x, simd.splat(std::f32::consts::FRAC_1_SQRT_2)));
+        simd.mul(simd.mul(x, simd.splat(0.5)), simd.add(simd.splat(1.0), erf))
+    }
+}
+
+struct GeluTanh;
+
+impl Function for GeluTanh {
+    /// `0.5 x (1 + tanh(y)) = x sigmoid(2 y)` with `y = sqrt(2 / pi) (x + 0.044715 x^3)`.
+    #[inline(always)]
+    fn apply<S: Simd>(simd: S, x: S::Vector) -> S::Vector {
+        const TWICE_ROOT: f32 = 1.595_769_1;
+        let square = simd.mul(x, x);
+        let factor = simd.mul_add(square, simd.splat(TWICE_ROOT * 0.044_715), simd.splat(TWICE_ROOT));
+        times_sigmoid(simd, x, simd.mul(x, factor))
+    }
+}
+
+struct QuickGelu;
+
+impl Function for QuickGelu {
+    #[inline(always)]
+    fn apply<S: Simd>(simd: S, x: S::Vector) -> S::Vector {
+        times_sigmoid(simd, x, simd.mul(x, simd.splat(1.702)))
+    }
+}
+
+struct Relu;
+
+impl Function for Relu {
+    #[inline(always)]
+    fn apply<S: Simd>(simd: S, x: S::Vector) -> S::Vector {
+        simd.max(simd.splat(0.0), x)
+    }
+}
+
+struct ReluSquared;
+
+impl Function for ReluSquared {
+    #[inline(always)]
+    fn apply<S: Simd>(simd: S, x: S::Vector) -> S::Vector {
+        let positive = simd.max(simd.splat(0.0), x);
+        simd.mul(positive, positive)
+    }
 }

@@ -26,6 +26,8 @@ pub(super) struct LoadedBatch {
     /// Token ids, all below the vocabulary's size.
     pub(super) tokens: Vec<u32>,
     pub(super) max_token: u32,
+    /// Position of each token.
+    pub(super) positions: Vec<usize>,
     /// One past the largest position.
     pub(super) max_context_len: usize,
     blocks: Vec<u32>,
@@ -59,6 +61,7 @@ impl LoadedBatch {
     fn clear(&mut self) {
         self.rows.clear();
         self.tokens.clear();
+        self.positions.clear();
         self.blocks.clear();
         self.sampled_slots.clear();
         self.sampled_tokens.clear();
@@ -121,6 +124,7 @@ impl LoadedBatch {
                 first_position: context_len - num_tokens,
                 first_block: batch.block_starts[row] as usize,
             });
+            self.positions.extend(context_len - num_tokens..context_len);
             self.max_context_len = self.max_context_len.max(context_len);
         }
         if let Some(layout) = layout {

@@ -1,32 +1,52 @@
-//! Rows of the embedding table, widened to f32.
+//! Embedding of tokens and positions.
 
 use half::{bf16, f16};
 
+use super::batch::LoadedBatch;
 use super::simd::{Element, Isa, Kernel, Simd};
 use super::tensor::Tensor;
 use super::threads::{Parts, Threads};
-use crate::backend::DType;
+use crate::backend::{DType, Embedding};
 
-/// Copies `table[tokens[t]]` to row `t` of `out`; shapes and tokens are checked.
-pub(super) fn embed(threads: &mut Threads, isa: Isa, tokens: &[u32], table: &Tensor, out: &mut Tensor) {
-    match table.dtype() {
-        DType::F32 => embed_from(threads, isa, tokens, table.elements::<f32>(), out),
-        DType::F16 => embed_from(threads, isa, tokens, table.elements::<f16>(), out),
-        DType::Bf16 => embed_from(threads, isa, tokens, table.elements::<bf16>(), out),
-    }
+/// What is embedded; shapes and tokens are checked.
+pub(super) struct Embed<'a> {
+    pub(super) batch: &'a LoadedBatch,
+    pub(super) embedding: &'a Embedding<'a, Tensor>,
+    pub(super) out: &'a mut Tensor,
 }
 
-fn embed_from<E: Element>(threads: &mut Threads, isa: Isa, tokens: &[u32], table: &[E], out: &mut Tensor) {
-    let width = out.columns();
-    let out = Parts::new(out.elements_mut::<f32>());
-    threads.run_rows(tokens.len(), width, |rows| {
-        for t in rows {
-            let source = &table[tokens[t] as usize * width..][..width];
-            // SAFETY: every row belongs to one task.
-            let target = unsafe { out.slice(t * width..(t + 1) * width) };
-            isa.run(Widen { source, target });
+impl Embed<'_> {
+    /// Writes `table[tokens[t]] * scale + positions[position of t]` to row `t` of `out`.
+    pub(super) fn run(self, threads: &mut Threads, isa: Isa) {
+        match self.embedding.table.dtype() {
+            DType::F32 => self.run_table::<f32>(threads, isa),
+            DType::F16 => self.run_table::<f16>(threads, isa),
+            DType::Bf16 => self.run_table::<bf16>(threads, isa),
         }
-    });
+    }
+
+    fn run_table<E: Element>(self, threads: &mut Threads, isa: Isa) {
+        let width = self.out.columns();
+        let Embedding { table, scale, positions } = *self.embedding;
+        let (table, positions) = (table.elements::<E>(), positions.map(|table| table.elements::<E>()));
+        let row = |index: usize| index * width..(index + 1) * width;
+        let out = Parts::new(self.out.elements_mut::<f32>());
+        let batch = self.batch;
+        threads.run_rows(batch.tokens.len(), width, |rows| {
+            for t in rows {
+                // SAFETY: every row belongs to one task.
+                let target = unsafe { out.slice(t * width..(t + 1) * width) };
+                isa.run(Widen { source: &table[row(batch.tokens[t] as usize)], target });
+                if scale != 1.0 {
+                    target.iter_mut().for_each(|value| *value *= scale);
+                }
+                if let Some(positions) = positions {
+                    let added = &positions[row(batch.positions[t])];
+                    target.iter_mut().zip(added).for_each(|(value, added)| *value += added.to_f32());
+                }
+            }
+        });
+    }
 }
 
 /// Copies elements of any type to f32; both slices have one length.

@@ -26,14 +26,14 @@ pub use tensor::{KvCache, Tensor};
 
 use self::attention::Attention;
 use self::batch::LoadedBatch;
-use self::norm::RmsNorm;
+use self::embed::Embed;
 use self::rope::RopeAndWriteKv;
 use self::simd::{Element, Isa};
 use self::tensor::{Buffer, product};
 use self::threads::Threads;
 use super::{
-    Activation, AttentionShape, Backend, BackendError, BackendLimits, BackendResult, Batch, DType, KvLayout,
-    RopePairing, Sampled, SlotState,
+    Activate, AttentionShape, Backend, BackendError, BackendLimits, BackendResult, Batch, DType, Delta,
+    Embedding, Feature, Head, KvLayout, Norm, QkvTransform, Sampled, Scoring, SlotState,
 };
 use crate::error::Result;
 
@@ -93,6 +93,10 @@ impl Cpu {
         self.slots.as_mut().ok_or_else(|| invalid(operation, "nothing was reserved".to_string()))
     }
 
+    fn rows(&mut self, rows: usize, width: usize) -> norm::Rows<'_> {
+        norm::Rows { threads: &mut self.threads, isa: self.isa, rows, width }
+    }
+
     /// Copies the hidden rows of the sampled tokens, as logits need no others.
     fn gather_sampled(&mut self, hidden: &Tensor) -> BackendResult<()> {
         let width = hidden.columns();
@@ -112,25 +116,16 @@ fn invalid(operation: &'static str, message: String) -> BackendError {
     BackendError::InvalidArgument { operation, message }
 }
 
-/// Checks that `shape` is one, and that tensors of it were not mixed up with a cache of another.
-fn check_attention(operation: &'static str, shape: &AttentionShape, cache: &KvCache) -> BackendResult<()> {
-    let layout = cache.layout();
-    let heads_match = shape.num_kv_heads > 0
-        && shape.num_heads > 0
-        && shape.num_heads.is_multiple_of(shape.num_kv_heads)
-        && (shape.num_kv_heads, shape.head_dim) == (layout.num_kv_heads, layout.head_dim);
-    if !heads_match {
-        return Err(invalid(operation, format!("{shape:?} does not fit a cache of {layout:?}")));
-    }
-    Ok(())
-}
-
 impl Backend for Cpu {
     type Tensor = Tensor;
     type KvCache = KvCache;
 
     fn activation_dtype(&self, _weights: DType) -> DType {
         DType::F32
+    }
+
+    fn supports(&self, feature: Feature) -> bool {
+        !matches!(feature, Feature::Alibi | Feature::ScoreSoftCap | Feature::Window | Feature::QkNorm)
     }
 
     fn available_bytes(&self) -> Option<u64> {
@@ -201,35 +196,58 @@ impl Backend for Cpu {
         self.batch.load(batch, limits, self.kv_layout.as_ref(), slots)
     }
 
-    fn embed(&mut self, table: &Tensor, out: &mut Tensor) -> BackendResult<()> {
+    fn embed(&mut self, embedding: &Embedding<'_, Tensor>, out: &mut Tensor) -> BackendResult<()> {
+        let Embedding { table, positions, .. } = *embedding;
         let num_tokens = self.batch.num_tokens();
         out.expect("embed", "out", num_tokens, table.columns())?;
         if num_tokens > 0 && self.batch.max_token as usize >= table.rows() {
             let message = format!("token {} of a table of {} rows", self.batch.max_token, table.rows());
             return Err(invalid("embed", message));
         }
-        embed::embed(&mut self.threads, self.isa, &self.batch.tokens, table, out);
+        if let Some(positions) = positions {
+            positions.expect_shape("embed", "positions", self.batch.max_context_len, table.columns())?;
+            if positions.dtype() != table.dtype() {
+                let message = format!("positions are {:?}, the table {:?}", positions.dtype(), table.dtype());
+                return Err(invalid("embed", message));
+            }
+        }
+        Embed { batch: &self.batch, embedding, out }.run(&mut self.threads, self.isa);
         Ok(())
     }
 
-    fn add_rms_norm(
+    fn add_norm(
         &mut self,
         residual: &mut Tensor,
-        delta: Option<&Tensor>,
-        weight: &Tensor,
-        epsilon: f32,
+        deltas: [Option<Delta<'_, Tensor>>; 2],
+        norm: &Norm<'_, Tensor>,
         out: &mut Tensor,
         rows: usize,
     ) -> BackendResult<()> {
-        const OPERATION: &str = "add_rms_norm";
+        const OPERATION: &str = "add_norm";
         let width = residual.columns();
         residual.expect(OPERATION, "residual", rows, width)?;
         out.expect(OPERATION, "out", rows, width)?;
-        weight.expect_shape(OPERATION, "weight", 1, width)?;
-        if let Some(delta) = delta {
-            delta.expect(OPERATION, "delta", rows, width)?;
+        norm::check_norm(OPERATION, norm, width)?;
+        for delta in deltas.iter().flatten() {
+            norm::check_delta(OPERATION, delta, rows, width)?;
         }
-        RmsNorm { residual, delta, weight, epsilon, out, rows }.run(&mut self.threads, self.isa);
+        self.rows(rows, width).add_norm(residual, deltas, norm, out);
+        Ok(())
+    }
+
+    fn norm_add(
+        &mut self,
+        delta: Delta<'_, Tensor>,
+        norm: &Norm<'_, Tensor>,
+        residual: &mut Tensor,
+        rows: usize,
+    ) -> BackendResult<()> {
+        const OPERATION: &str = "norm_add";
+        let width = residual.columns();
+        residual.expect(OPERATION, "residual", rows, width)?;
+        norm::check_norm(OPERATION, norm, width)?;
+        norm::check_delta(OPERATION, &delta, rows, width)?;
+        self.rows(rows, width).norm_add(&delta, norm, residual);
         Ok(())
     }
 
@@ -250,22 +268,17 @@ impl Backend for Cpu {
     fn rope_and_write_kv(
         &mut self,
         qkv: &mut Tensor,
-        table: &Tensor,
-        pairing: RopePairing,
+        transform: &QkvTransform<'_, Tensor>,
         shape: &AttentionShape,
         cache: &mut KvCache,
         layer: usize,
     ) -> BackendResult<()> {
         const OPERATION: &str = "rope_and_write_kv";
-        check_attention(OPERATION, shape, cache)?;
+        shape.check(OPERATION, cache.layout())?;
         self.batch.check_cache(OPERATION, cache, layer)?;
         qkv.expect(OPERATION, "qkv", self.batch.num_tokens(), shape.qkv_width())?;
-        table.expect(OPERATION, "table", self.batch.max_context_len, table.columns())?;
-        if table.columns() > shape.head_dim || !table.columns().is_multiple_of(2) {
-            let message = format!("table has {} columns for heads of {}", table.columns(), shape.head_dim);
-            return Err(invalid(OPERATION, message));
-        }
-        RopeAndWriteKv { batch: &self.batch, qkv, table, pairing, shape, cache, layer }
+        rope::check_transform(OPERATION, transform, shape, self.batch.max_context_len)?;
+        RopeAndWriteKv { batch: &self.batch, qkv, transform, shape, cache, layer }
             .run(&mut self.threads, self.isa);
         Ok(())
     }
@@ -274,12 +287,16 @@ impl Backend for Cpu {
         &mut self,
         qkv: &Tensor,
         shape: &AttentionShape,
+        scoring: &Scoring,
         cache: &KvCache,
         layer: usize,
         out: &mut Tensor,
     ) -> BackendResult<()> {
         const OPERATION: &str = "attention";
-        check_attention(OPERATION, shape, cache)?;
+        shape.check(OPERATION, cache.layout())?;
+        if *scoring != Scoring::default() {
+            return Err(invalid(OPERATION, format!("{scoring:?} is not supported")));
+        }
         self.batch.check_cache(OPERATION, cache, layer)?;
         qkv.expect(OPERATION, "qkv", self.batch.num_tokens(), shape.qkv_width())?;
         out.expect(OPERATION, "out", self.batch.num_tokens(), shape.num_heads * shape.head_dim)?;
@@ -290,29 +307,39 @@ impl Backend for Cpu {
         )
     }
 
-    fn gated_activation(
+    fn activate(
         &mut self,
-        gate_up: &Tensor,
-        activation: Activation,
+        input: &Tensor,
+        activate: &Activate<'_, Tensor>,
         out: &mut Tensor,
         rows: usize,
     ) -> BackendResult<()> {
-        out.expect("gated_activation", "out", rows, out.columns())?;
-        gate_up.expect("gated_activation", "gate_up", rows, out.columns().saturating_mul(2))?;
-        match activation {
-            Activation::Silu => activation::gated_silu(&mut self.threads, self.isa, gate_up, out, rows),
+        const OPERATION: &str = "activate";
+        let input_width = activate.gating.input_width(out.columns());
+        out.expect(OPERATION, "out", rows, out.columns())?;
+        input.expect(OPERATION, "input", rows, input_width)?;
+        if let Some(bias) = activate.bias {
+            bias.expect(OPERATION, "bias", 1, input_width)?;
         }
+        activation::activate(&mut self.threads, self.isa, input, activate, out, rows);
         Ok(())
     }
 
-    fn logits(&mut self, hidden: &Tensor, head: &Tensor, out: &mut Tensor) -> BackendResult<()> {
-        let rows = self.batch.sampled_tokens.len();
-        hidden.expect("logits", "hidden", self.batch.num_tokens(), head.columns())?;
-        out.expect("logits", "out", rows, head.rows())?;
+    fn logits(&mut self, hidden: &Tensor, head: &Head<'_, Tensor>, out: &mut Tensor) -> BackendResult<()> {
+        let (rows, weight) = (self.batch.sampled_tokens.len(), head.weight);
+        hidden.expect("logits", "hidden", self.batch.num_tokens(), weight.columns())?;
+        out.expect("logits", "out", rows, weight.rows())?;
+        if let Some(bias) = head.bias {
+            bias.expect("logits", "bias", 1, weight.rows())?;
+        }
         self.gather_sampled(hidden)?;
-        let input = &self.gathered.elements::<f32>()[..rows * head.columns()];
-        let out = &mut out.elements_mut::<f32>()[..rows * head.rows()];
-        linear::linear(&mut self.threads, self.isa, &mut self.linear_workspace, input, head, out)
+        let input = &self.gathered.elements::<f32>()[..rows * weight.columns()];
+        let out = &mut out.elements_mut::<f32>()[..rows * weight.rows()];
+        linear::linear(&mut self.threads, self.isa, &mut self.linear_workspace, input, weight, out)?;
+        if !head.is_plain() {
+            finish_logits(&mut self.threads, head, out);
+        }
+        Ok(())
     }
 
     fn sample(&mut self, logits: &Tensor) -> BackendResult<()> {
@@ -330,6 +357,29 @@ impl Backend for Cpu {
     fn collect(&mut self) -> BackendResult<Vec<Sampled>> {
         self.samples.pop_front().ok_or_else(|| invalid("collect", "nothing was sampled".to_string()))
     }
+}
+
+/// Applies what follows the products, row by row.
+fn finish_logits(threads: &mut Threads, head: &Head<'_, Tensor>, logits: &mut [f32]) {
+    let width = head.weight.rows();
+    let bias = head.bias.map(|bias| &bias.elements::<f32>()[..width]);
+    let num_rows = logits.len().checked_div(width).unwrap_or(0);
+    let logits = threads::Parts::new(logits);
+    threads.run_rows(num_rows, width, |rows| {
+        // SAFETY: every row belongs to one task.
+        let logits = unsafe { logits.slice(rows.start * width..rows.end * width) };
+        for row in logits.chunks_exact_mut(width) {
+            if let Some(bias) = bias {
+                row.iter_mut().zip(bias).for_each(|(logit, bias)| *logit += bias);
+            }
+            if head.scale != 1.0 {
+                row.iter_mut().for_each(|logit| *logit *= head.scale);
+            }
+            if let Some(cap) = head.soft_cap {
+                row.iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
+            }
+        }
+    });
 }
 
 fn widen_all<E: Element>(values: &mut Vec<f32>, elements: &[E]) {

@@ -1,121 +1,212 @@
-//! Residual addition and RMS norm.
+//! Addition to the residual, and norms.
 
-use half::{bf16, f16};
-
-use super::simd::{Element, Isa, Kernel, Simd};
+use super::simd::{Isa, Kernel, Simd};
 use super::tensor::Tensor;
 use super::threads::{Parts, Threads};
-use crate::backend::DType;
+use crate::backend::{BackendResult, Delta, Norm, NormKind};
 
-/// The tensors of one call; all shapes are checked.
-pub(super) struct RmsNorm<'a> {
-    pub(super) residual: &'a mut Tensor,
-    pub(super) delta: Option<&'a Tensor>,
-    pub(super) weight: &'a Tensor,
-    pub(super) epsilon: f32,
-    pub(super) out: &'a mut Tensor,
+/// Rows of one call; all shapes are checked.
+pub(super) struct Rows<'a> {
+    pub(super) threads: &'a mut Threads,
+    pub(super) isa: Isa,
     pub(super) rows: usize,
+    pub(super) width: usize,
 }
 
-impl RmsNorm<'_> {
-    /// `residual += delta; out = residual / rms(residual) * weight`, row by row.
-    pub(super) fn run(self, threads: &mut Threads, isa: Isa) {
-        match self.weight.dtype() {
-            DType::F32 => self.run_weight::<f32>(threads, isa),
-            DType::F16 => self.run_weight::<f16>(threads, isa),
-            DType::Bf16 => self.run_weight::<bf16>(threads, isa),
-        }
-    }
+/// Checks the shapes of a delta.
+pub(super) fn check_delta(
+    operation: &'static str,
+    delta: &Delta<'_, Tensor>,
+    rows: usize,
+    width: usize,
+) -> BackendResult<()> {
+    delta.values.expect(operation, "delta", rows, width)?;
+    delta.bias.map_or(Ok(()), |bias| bias.expect(operation, "bias of the delta", 1, width))
+}
 
-    fn run_weight<W: Element>(self, threads: &mut Threads, isa: Isa) {
-        let width = self.out.columns();
-        let weight = &self.weight.elements::<W>()[..width];
-        let delta = self.delta.map(|delta| delta.elements::<f32>());
-        let residual = Parts::new(self.residual.elements_mut::<f32>());
-        let out = Parts::new(self.out.elements_mut::<f32>());
-        threads.run_rows(self.rows, width, |rows| {
+/// Checks the shapes of a norm.
+pub(super) fn check_norm(
+    operation: &'static str,
+    norm: &Norm<'_, Tensor>,
+    width: usize,
+) -> BackendResult<()> {
+    norm.weight.expect(operation, "weight", 1, width)?;
+    norm.bias.map_or(Ok(()), |bias| bias.expect(operation, "bias", 1, width))
+}
+
+impl Rows<'_> {
+    /// `residual += deltas; out = norm(residual)`, row by row.
+    pub(super) fn add_norm(
+        self,
+        residual: &mut Tensor,
+        deltas: [Option<Delta<'_, Tensor>>; 2],
+        norm: &Norm<'_, Tensor>,
+        out: &mut Tensor,
+    ) {
+        let Self { threads, isa, rows, width } = self;
+        let row_norm = RowNorm::new(norm, width);
+        let deltas = deltas.map(|delta| delta.map(|delta| RowDelta::new(&delta, width)));
+        let residual = Parts::new(residual.elements_mut::<f32>());
+        let out = Parts::new(out.elements_mut::<f32>());
+        threads.run_rows(rows, width, |rows| {
             for row in rows {
                 let range = row * width..(row + 1) * width;
-                let delta = delta.map(|delta| &delta[range.clone()]);
                 // SAFETY: every row belongs to one task.
-                let (residual, out) = unsafe { (residual.slice(range.clone()), out.slice(range)) };
-                isa.run(NormRow { residual, delta, weight, epsilon: self.epsilon, out });
+                let (residual, out) = unsafe { (residual.slice(range.clone()), out.slice(range.clone())) };
+                for delta in deltas.iter().flatten() {
+                    isa.run(AddRow { target: residual, source: &delta.values[range.clone()] });
+                    if let Some(bias) = delta.bias {
+                        isa.run(AddRow { target: residual, source: bias });
+                    }
+                }
+                isa.run(NormRow { norm: row_norm, input: residual, out });
+            }
+        });
+    }
+
+    /// `residual += norm(delta)`, row by row.
+    pub(super) fn norm_add(self, delta: &Delta<'_, Tensor>, norm: &Norm<'_, Tensor>, residual: &mut Tensor) {
+        let Self { threads, isa, rows, width } = self;
+        let row_norm = RowNorm::new(norm, width);
+        let delta = RowDelta::new(delta, width);
+        let residual = Parts::new(residual.elements_mut::<f32>());
+        threads.run_rows(rows, width, |rows| {
+            let mut sums = vec![0.0; width];
+            let mut normed = vec![0.0; width];
+            for row in rows {
+                let range = row * width..(row + 1) * width;
+                // SAFETY: every row belongs to one task.
+                let residual = unsafe { residual.slice(range.clone()) };
+                sums.copy_from_slice(&delta.values[range]);
+                if let Some(bias) = delta.bias {
+                    isa.run(AddRow { target: &mut sums, source: bias });
+                }
+                isa.run(NormRow { norm: row_norm, input: &sums, out: &mut normed });
+                isa.run(AddRow { target: residual, source: &normed });
             }
         });
     }
 }
 
-/// One row.
-struct NormRow<'a, W> {
-    residual: &'a mut [f32],
-    delta: Option<&'a [f32]>,
-    weight: &'a [W],
+/// A delta's elements.
+#[derive(Clone, Copy)]
+struct RowDelta<'a> {
+    /// All rows.
+    values: &'a [f32],
+    /// One row.
+    bias: Option<&'a [f32]>,
+}
+
+impl<'a> RowDelta<'a> {
+    fn new(delta: &Delta<'a, Tensor>, width: usize) -> Self {
+        let bias = delta.bias.map(|bias| &bias.elements::<f32>()[..width]);
+        Self { values: delta.values.elements(), bias }
+    }
+}
+
+/// A norm of rows of one width.
+#[derive(Clone, Copy)]
+pub(super) struct RowNorm<'a> {
+    kind: NormKind,
     epsilon: f32,
+    weight: &'a [f32],
+    bias: Option<&'a [f32]>,
+}
+
+impl<'a> RowNorm<'a> {
+    pub(super) fn new(norm: &Norm<'a, Tensor>, width: usize) -> Self {
+        let row = |tensor: &'a Tensor| &tensor.elements::<f32>()[..width];
+        Self { kind: norm.kind, epsilon: norm.epsilon, weight: row(norm.weight), bias: norm.bias.map(row) }
+    }
+}
+
+/// `out = norm(input)` for one row.
+struct NormRow<'a> {
+    norm: RowNorm<'a>,
+    input: &'a [f32],
     out: &'a mut [f32],
 }
 
-impl<W: Element> Kernel for NormRow<'_, W> {
+impl Kernel for NormRow<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let width = self.residual.len();
-        assert!(self.weight.len() == width && self.out.len() == width);
-        if let Some(delta) = self.delta {
-            add_assign(simd, self.residual, delta);
-        }
-        let scale = 1.0 / (sum_of_squares(simd, self.residual) / width as f32 + self.epsilon).sqrt();
+        let Self { norm, input, out } = self;
+        let width = input.len();
+        assert!(norm.weight.len() == width && out.len() == width);
+        let mean = match norm.kind {
+            NormKind::Rms => 0.0,
+            NormKind::Layer => sum(simd, input, S::add, |x| x) / width as f32,
+        };
+        let means = simd.splat(mean);
+        let add_square = |simd: S, total, x| {
+            let centred = simd.sub(x, means);
+            simd.mul_add(centred, centred, total)
+        };
+        let variance = sum(simd, input, add_square, |x| (x - mean) * (x - mean)) / width as f32;
+        let scale = 1.0 / (variance + norm.epsilon).sqrt();
         let scales = simd.splat(scale);
         let mut i = 0;
         while i + S::LANES <= width {
-            // SAFETY: all three slices have `LANES` elements from `i` on.
+            // SAFETY: all slices have `LANES` elements from `i` on.
             unsafe {
-                let normed = simd.mul(simd.load(self.residual.as_ptr().add(i)), scales);
-                let weighted = simd.mul(normed, W::load(simd, self.weight.as_ptr().add(i)));
-                simd.store(self.out.as_mut_ptr().add(i), weighted);
+                let normed = simd.mul(simd.sub(simd.load(input.as_ptr().add(i)), means), scales);
+                let weighted = simd.mul(normed, simd.load(norm.weight.as_ptr().add(i)));
+                simd.store(out.as_mut_ptr().add(i), weighted);
             }
             i += S::LANES;
         }
-        for ((out, residual), weight) in
-            self.out[i..].iter_mut().zip(&self.residual[i..]).zip(&self.weight[i..])
-        {
-            *out = residual * scale * weight.to_f32();
+        for ((out, input), weight) in out[i..].iter_mut().zip(&input[i..]).zip(&norm.weight[i..]) {
+            *out = (input - mean) * scale * weight;
+        }
+        if let Some(bias) = norm.bias {
+            AddRow { target: out, source: bias }.run(simd);
         }
     }
 }
 
-/// `target += source`, elementwise.
-#[inline(always)]
-fn add_assign<S: Simd>(simd: S, target: &mut [f32], source: &[f32]) {
-    assert_eq!(target.len(), source.len());
-    let mut i = 0;
-    while i + S::LANES <= target.len() {
-        // SAFETY: both slices have `LANES` elements from `i` on.
-        unsafe {
-            let sum = simd.add(simd.load(target.as_ptr().add(i)), simd.load(source.as_ptr().add(i)));
-            simd.store(target.as_mut_ptr().add(i), sum);
+/// `target += source` for one row.
+pub(super) struct AddRow<'a> {
+    pub(super) target: &'a mut [f32],
+    pub(super) source: &'a [f32],
+}
+
+impl Kernel for AddRow<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { target, source } = self;
+        assert_eq!(target.len(), source.len());
+        let mut i = 0;
+        while i + S::LANES <= target.len() {
+            // SAFETY: both slices have `LANES` elements from `i` on.
+            unsafe {
+                let sum = simd.add(simd.load(target.as_ptr().add(i)), simd.load(source.as_ptr().add(i)));
+                simd.store(target.as_mut_ptr().add(i), sum);
+            }
+            i += S::LANES;
         }
-        i += S::LANES;
-    }
-    for (target, source) in target[i..].iter_mut().zip(&source[i..]) {
-        *target += source;
+        for (target, source) in target[i..].iter_mut().zip(&source[i..]) {
+            *target += source;
+        }
     }
 }
 
+/// Sum of a function of every element, in two vectors of partial sums that `add` adds to.
 #[inline(always)]
-fn sum_of_squares<S: Simd>(simd: S, values: &[f32]) -> f32 {
+fn sum<S: Simd>(
+    simd: S,
+    values: &[f32],
+    add: impl Fn(S, S::Vector, S::Vector) -> S::Vector,
+    of_one: impl Fn(f32) -> f32,
+) -> f32 {
     let mut sums = [simd.splat(0.0); 2];
     let mut i = 0;
     while i + 2 * S::LANES <= values.len() {
         // SAFETY: the slice has two vectors from `i` on.
-        unsafe {
-            let (a, b) = (simd.load(values.as_ptr().add(i)), simd.load(values.as_ptr().add(i + S::LANES)));
-            sums[0] = simd.mul_add(a, a, sums[0]);
-            sums[1] = simd.mul_add(b, b, sums[1]);
-        }
+        let (a, b) =
+            unsafe { (simd.load(values.as_ptr().add(i)), simd.load(values.as_ptr().add(i + S::LANES))) };
+        sums = [add(simd, sums[0], a), add(simd, sums[1], b)];
         i += 2 * S::LANES;
     }
-    let mut rest = 0.0;
-    for value in &values[i..] {
-        rest += value * value;
-    }
+    let rest: f32 = values[i..].iter().map(|&value| of_one(value)).sum();
     simd.sum(simd.add(sums[0], sums[1])) + rest
 }

@@ -1,23 +1,44 @@
-//! Rotary position embedding, and the write of keys and values to the cache.
+//! What happens to queries, keys and values before attention: bias, clamp, rotation, and the write of keys and values to the cache.
 
 use half::{bf16, f16};
 
 use super::batch::LoadedBatch;
+use super::invalid;
 use super::linear::Narrow;
+use super::norm::AddRow;
 use super::simd::{Element, Isa, Kernel, Simd};
 use super::tensor::{KeyOrValue, KvCache, Tensor, head_offset};
 use super::threads::{Parts, Threads};
-use crate::backend::{AttentionShape, DType, KvLayout, RopePairing};
+use crate::backend::{AttentionShape, BackendResult, DType, KvLayout, QkvTransform, RopePairing};
 
 /// One call's arguments; shapes and the batch are checked.
 pub(super) struct RopeAndWriteKv<'a> {
     pub(super) batch: &'a LoadedBatch,
     pub(super) qkv: &'a mut Tensor,
-    pub(super) table: &'a Tensor,
-    pub(super) pairing: RopePairing,
+    pub(super) transform: &'a QkvTransform<'a, Tensor>,
     pub(super) shape: &'a AttentionShape,
     pub(super) cache: &'a mut KvCache,
     pub(super) layer: usize,
+}
+
+/// Checks that a transform's tensors fit `shape`, and the table contexts of up to `max_context_len`.
+pub(super) fn check_transform(
+    operation: &'static str,
+    transform: &QkvTransform<'_, Tensor>,
+    shape: &AttentionShape,
+    max_context_len: usize,
+) -> BackendResult<()> {
+    if let Some(bias) = transform.bias {
+        bias.expect(operation, "bias", 1, shape.qkv_width())?;
+    }
+    let Some(rope) = &transform.rope else { return Ok(()) };
+    let rotary_dim = rope.table.columns();
+    rope.table.expect(operation, "table", max_context_len, rotary_dim)?;
+    if rotary_dim > shape.head_dim || !rotary_dim.is_multiple_of(2) {
+        let message = format!("table has {rotary_dim} columns for heads of {}", shape.head_dim);
+        return Err(invalid(operation, message));
+    }
+    Ok(())
 }
 
 impl RopeAndWriteKv<'_> {
@@ -37,9 +58,13 @@ impl RopeAndWriteKv<'_> {
         let heads = HeadTask {
             batch: self.batch,
             qkv: Parts::new(self.qkv.elements_mut::<f32>()),
-            table: self.table.elements::<f32>(),
-            rotary_dim: self.table.columns(),
-            pairing: self.pairing,
+            bias: self.transform.bias.map(|bias| bias.elements::<f32>()),
+            clamp: self.transform.clamp,
+            rotation: self.transform.rope.as_ref().map(|rope| Rotation {
+                table: rope.table.elements::<f32>(),
+                rotary_dim: rope.table.columns(),
+                pairing: rope.pairing,
+            }),
             shape: self.shape,
             cache: Parts::new(self.cache.elements_mut::<E>()),
             layout,
@@ -60,15 +85,24 @@ impl RopeAndWriteKv<'_> {
 struct HeadTask<'a, E> {
     batch: &'a LoadedBatch,
     qkv: Parts<'a, f32>,
-    /// `[positions, rotary_dim]`: cosines, then sines.
-    table: &'a [f32],
-    rotary_dim: usize,
-    pairing: RopePairing,
+    /// Of a row.
+    bias: Option<&'a [f32]>,
+    clamp: Option<f32>,
+    rotation: Option<Rotation<'a>>,
     shape: &'a AttentionShape,
     cache: Parts<'a, E>,
     layout: KvLayout,
     layer: usize,
     isa: Isa,
+}
+
+/// Angles of all positions.
+#[derive(Clone, Copy)]
+struct Rotation<'a> {
+    /// `[positions, rotary_dim]`: cosines, then sines.
+    table: &'a [f32],
+    rotary_dim: usize,
+    pairing: RopePairing,
 }
 
 impl<E: Element> HeadTask<'_, E> {
@@ -83,9 +117,15 @@ impl<E: Element> HeadTask<'_, E> {
                 let start = (row.first_token + i) * width + head * head_dim;
                 // SAFETY: a head of a token belongs to one task.
                 let values = unsafe { self.qkv.slice(start..start + head_dim) };
-                if !is_value {
-                    let angles = &self.table[position * self.rotary_dim..(position + 1) * self.rotary_dim];
-                    self.rotate(&mut values[..self.rotary_dim], angles);
+                if let Some(bias) = self.bias {
+                    let source = &bias[head * head_dim..(head + 1) * head_dim];
+                    self.isa.run(AddRow { target: values, source });
+                }
+                if let Some(clamp) = self.clamp {
+                    values.iter_mut().for_each(|value| *value = value.clamp(-clamp, clamp));
+                }
+                if let Some(rotation) = self.rotation.filter(|_| !is_value) {
+                    rotation.run(self.isa, values, position);
                 }
                 if head < num_heads {
                     continue;
@@ -104,10 +144,15 @@ impl<E: Element> HeadTask<'_, E> {
             }
         }
     }
+}
 
-    fn rotate(&self, values: &mut [f32], angles: &[f32]) {
+impl Rotation<'_> {
+    /// Rotates a head's leading elements.
+    fn run(&self, isa: Isa, values: &mut [f32], position: usize) {
+        let angles = &self.table[position * self.rotary_dim..(position + 1) * self.rotary_dim];
+        let values = &mut values[..self.rotary_dim];
         match self.pairing {
-            RopePairing::Half => self.isa.run(RotateHalves { values, angles }),
+            RopePairing::Half => isa.run(RotateHalves { values, angles }),
             RopePairing::Interleaved => {
                 let (cosines, sines) = angles.split_at(angles.len() / 2);
                 for ((pair, cosine), sine) in values.chunks_exact_mut(2).zip(cosines).zip(sines) {

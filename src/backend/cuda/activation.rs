@@ -1,9 +1,9 @@
-//! Gated activation (`kernels/activation.cu`).
+//! Activations (`kernels/activation.cu`).
 
 use super::driver::{DevicePtr, Gpu, Kernel, Launch, Params};
 use super::modules::{Modules, PerDType};
 use super::tensor::{Checker, Tensor, VECTOR_ELEMENTS, to_u32};
-use crate::backend::{Activation, BackendResult};
+use crate::backend::{Activate, Activation, BackendResult, Gating};
 
 const THREADS: u32 = 256;
 /// Largest second dimension of a grid; threads stride over more rows.
@@ -11,47 +11,69 @@ const MAX_GRID_ROWS: usize = 65_535;
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
-struct GatedActivationParams {
-    gate_up: DevicePtr,
+struct ActivationParams {
+    input: DevicePtr,
+    bias: DevicePtr,
     out: DevicePtr,
     vectors: u32,
     rows: u32,
 }
 
-const _: () = assert!(size_of::<GatedActivationParams>() == 24);
+const _: () = assert!(size_of::<ActivationParams>() == 32);
 
-// SAFETY: `repr(C)`, mirrors GatedActivationParams in activation.cu.
-unsafe impl Params for GatedActivationParams {}
+// SAFETY: `repr(C)`, mirrors ActivationParams in activation.cu.
+unsafe impl Params for ActivationParams {}
 
-pub(super) struct GatedActivation {
-    silu: PerDType<Kernel<GatedActivationParams>>,
+/// Kernels of one function.
+struct FunctionKernels {
+    function: Activation,
+    gated: PerDType<Kernel<ActivationParams>>,
+    plain: PerDType<Kernel<ActivationParams>>,
 }
 
-impl GatedActivation {
-    pub(super) fn new(gpu: &Gpu, modules: &Modules) -> BackendResult<GatedActivation> {
-        let silu =
-            PerDType::try_new(|dtype| modules.kernel(gpu, "activation", &format!("gated_silu_{dtype}")))?;
-        Ok(GatedActivation { silu })
+pub(super) struct Activations {
+    functions: Vec<FunctionKernels>,
+}
+
+impl Activations {
+    pub(super) fn new(gpu: &Gpu, modules: &Modules) -> BackendResult<Activations> {
+        let kernels = |function: Activation, gating: &str| {
+            PerDType::try_new(|dtype| {
+                modules.kernel(gpu, "activation", &format!("{}_{gating}_{dtype}", function.name()))
+            })
+        };
+        let functions = Activation::ALL.into_iter().map(|function| {
+            let (gated, plain) = (kernels(function, "gated")?, kernels(function, "plain")?);
+            Ok(FunctionKernels { function, gated, plain })
+        });
+        Ok(Activations { functions: functions.collect::<BackendResult<_>>()? })
     }
 
-    /// See [`crate::backend::Backend::gated_activation`].
+    /// See [`crate::backend::Backend::activate`].
     pub(super) fn run(
         &self,
         gpu: &Gpu,
         check: Checker,
-        activation: Activation,
-        (gate_up, out): (&Tensor, &mut Tensor),
+        activate: &Activate<'_, Tensor>,
+        (input, out): (&Tensor, &mut Tensor),
         rows: usize,
     ) -> BackendResult<()> {
+        let input_width = activate.gating.input_width(out.columns());
         check.vectors("out", out)?;
-        check.tensor("out", out, gate_up.dtype(), rows, out.columns())?;
-        check.tensor("gate_up", gate_up, out.dtype(), rows, out.columns().saturating_mul(2))?;
-        let kernels = match activation {
-            Activation::Silu => &self.silu,
+        check.tensor("out", out, input.dtype(), rows, out.columns())?;
+        check.tensor("input", input, out.dtype(), rows, input_width)?;
+        let Some(kernels) = self.functions.iter().find(|kernels| kernels.function == activate.function)
+        else {
+            return check.fail(format!("{:?} has no kernel", activate.function));
+        };
+        let kernels = match activate.gating {
+            Gating::Gated => &kernels.gated,
+            Gating::Plain => &kernels.plain,
         };
         let vectors = to_u32(check.operation, out.columns() / VECTOR_ELEMENTS)?;
-        let params = GatedActivationParams {
-            gate_up: gate_up.data,
+        let params = ActivationParams {
+            input: input.data,
+            bias: check.optional_row("bias", activate.bias, input_width)?,
             out: out.data,
             vectors,
             rows: to_u32(check.operation, rows)?,

@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use tensor::{KvCache, Tensor};
 
-use self::activation::GatedActivation;
+use self::activation::Activations;
 use self::attention::{Attention, AttentionCall};
 use self::batch::StepState;
 use self::cublas::{CublasLt, Operands, ProductShape};
@@ -39,13 +39,13 @@ use self::graph::Graphs;
 use self::linear::Linear;
 use self::memory::{Arena, Pinned};
 use self::modules::Modules;
-use self::norm::{AddRmsNorm, Norm};
+use self::norm::Norms;
 use self::rope::{Rope, RopeAndWriteKv};
 use self::sample::Sampler;
 use self::tensor::{Checker, to_u32};
 use super::{
-    Activation, AttentionShape, Backend, BackendError, BackendLimits, BackendResult, Batch, DType, KvLayout,
-    RopePairing, Sampled, SlotState,
+    Activate, AttentionShape, Backend, BackendError, BackendLimits, BackendResult, Batch, DType, Delta,
+    Embedding, Feature, Head, KvLayout, Norm, QkvTransform, Sampled, Scoring, SlotState,
 };
 use crate::error::{Error, Result, Status};
 
@@ -79,10 +79,10 @@ struct Reserved {
 
 struct Kernels {
     embed: Embed,
-    norm: Norm,
+    norms: Norms,
     rope: Rope,
     attention: Attention,
-    activation: GatedActivation,
+    activations: Activations,
     linear: Linear,
 }
 
@@ -90,10 +90,10 @@ impl Kernels {
     fn new(gpu: &Gpu, modules: &Modules, cublas: CublasLt) -> BackendResult<Kernels> {
         Ok(Kernels {
             embed: Embed::new(gpu, modules)?,
-            norm: Norm::new(gpu, modules)?,
+            norms: Norms::new(gpu, modules)?,
             rope: Rope::new(gpu, modules)?,
             attention: Attention::new(gpu, modules)?,
-            activation: GatedActivation::new(gpu, modules)?,
+            activations: Activations::new(gpu, modules)?,
             linear: Linear::new(gpu, modules, cublas)?,
         })
     }
@@ -177,6 +177,14 @@ impl Backend for Cuda {
 
     fn activation_dtype(&self, weights: DType) -> DType {
         weights
+    }
+
+    fn supports(&self, feature: Feature) -> bool {
+        match feature {
+            Feature::ScoreSoftCap | Feature::Alibi | Feature::Window | Feature::QkNorm => false,
+            Feature::HeadDim(head_dim) => attention::HEAD_DIMS.contains(&head_dim),
+            Feature::Width(width) => width.is_multiple_of(tensor::VECTOR_ELEMENTS),
+        }
     }
 
     fn workspace_bytes(&self, limits: &BackendLimits) -> u64 {
@@ -336,22 +344,32 @@ impl Backend for Cuda {
         warm_up::run(self, check, max_context_len, operations)
     }
 
-    fn embed(&mut self, table: &Tensor, out: &mut Tensor) -> BackendResult<()> {
+    fn embed(&mut self, embedding: &Embedding<'_, Tensor>, out: &mut Tensor) -> BackendResult<()> {
         let (check, gpu, reserved, kernels) = self.reserved("embed")?;
-        kernels.embed.embed(gpu, check, &reserved.step, table, out)
+        kernels.embed.embed(gpu, check, &reserved.step, embedding, out)
     }
 
-    fn add_rms_norm(
+    fn add_norm(
         &mut self,
         residual: &mut Tensor,
-        delta: Option<&Tensor>,
-        weight: &Tensor,
-        epsilon: f32,
+        deltas: [Option<Delta<'_, Tensor>>; 2],
+        norm: &Norm<'_, Tensor>,
         out: &mut Tensor,
         rows: usize,
     ) -> BackendResult<()> {
-        let arguments = AddRmsNorm { residual, delta, weight, epsilon, out, rows };
-        self.kernels.norm.run(&self.gpu, self.checker("add_rms_norm"), arguments)
+        let check = self.checker("add_norm");
+        self.kernels.norms.add_norm(&self.gpu, check, (residual, out), deltas, norm, rows)
+    }
+
+    fn norm_add(
+        &mut self,
+        delta: Delta<'_, Tensor>,
+        norm: &Norm<'_, Tensor>,
+        residual: &mut Tensor,
+        rows: usize,
+    ) -> BackendResult<()> {
+        let check = self.checker("norm_add");
+        self.kernels.norms.norm_add(&self.gpu, check, delta, norm, residual, rows)
     }
 
     fn linear(
@@ -380,14 +398,13 @@ impl Backend for Cuda {
     fn rope_and_write_kv(
         &mut self,
         qkv: &mut Tensor,
-        table: &Tensor,
-        pairing: RopePairing,
+        transform: &QkvTransform<'_, Tensor>,
         shape: &AttentionShape,
         cache: &mut KvCache,
         layer: usize,
     ) -> BackendResult<()> {
         let (check, gpu, reserved, kernels) = self.reserved("rope_and_write_kv")?;
-        let arguments = RopeAndWriteKv { qkv, table, pairing, shape, cache, layer };
+        let arguments = RopeAndWriteKv { qkv, transform, shape, cache, layer };
         kernels.rope.run(gpu, check, &reserved.step, arguments)
     }
 
@@ -395,55 +412,62 @@ impl Backend for Cuda {
         &mut self,
         qkv: &Tensor,
         shape: &AttentionShape,
+        scoring: &Scoring,
         cache: &KvCache,
         layer: usize,
         out: &mut Tensor,
     ) -> BackendResult<()> {
         let (check, gpu, reserved, kernels) = self.reserved("attention")?;
+        check.require(*scoring == Scoring::default(), || format!("{scoring:?} has no kernel"))?;
         let scratch = (reserved.scratch, SCRATCH_BYTES);
         let call = AttentionCall { qkv, shape, cache, layer, out, scratch };
         kernels.attention.run(gpu, check, &reserved.step, call)
     }
 
-    fn gated_activation(
+    fn activate(
         &mut self,
-        gate_up: &Tensor,
-        activation: Activation,
+        input: &Tensor,
+        activate: &Activate<'_, Tensor>,
         out: &mut Tensor,
         rows: usize,
     ) -> BackendResult<()> {
-        let check = self.checker("gated_activation");
-        self.kernels.activation.run(&self.gpu, check, activation, (gate_up, out), rows)
+        let check = self.checker("activate");
+        self.kernels.activations.run(&self.gpu, check, activate, (input, out), rows)
     }
 
-    fn logits(&mut self, hidden: &Tensor, head: &Tensor, out: &mut Tensor) -> BackendResult<()> {
+    fn logits(&mut self, hidden: &Tensor, head: &Head<'_, Tensor>, out: &mut Tensor) -> BackendResult<()> {
         let (check, gpu, reserved, kernels) = self.reserved("logits")?;
         let batch = &reserved.step.batch;
         let num_sampled = batch.launch.sampled;
-        check.vectors("head", head)?;
-        check.tensor("head", head, hidden.dtype(), 0, hidden.columns())?;
-        check.tensor("hidden", hidden, head.dtype(), batch.launch.tokens, head.columns())?;
-        check.tensor("out", out, DType::F32, num_sampled, head.rows())?;
+        let weight = head.weight;
+        check.vectors("head", weight)?;
+        check.tensor("head", weight, hidden.dtype(), 0, hidden.columns())?;
+        check.tensor("hidden", hidden, weight.dtype(), batch.launch.tokens, weight.columns())?;
+        check.tensor("out", out, DType::F32, num_sampled, weight.rows())?;
         let shape = |rows: usize| ProductShape {
             rows,
-            out_features: head.rows(),
-            in_features: head.columns(),
-            dtype: head.dtype(),
+            out_features: weight.rows(),
+            in_features: weight.columns(),
+            dtype: weight.dtype(),
             out_dtype: DType::F32,
         };
         if batch.is_all_sampled {
-            let operands = Operands { input: hidden.data, weight: head.data, out: out.data };
-            return kernels.linear.run(gpu, check, shape(num_sampled), operands);
+            let operands = Operands { input: hidden.data, weight: weight.data, out: out.data };
+            kernels.linear.run(gpu, check, shape(num_sampled), operands)?;
+        } else {
+            let rows_max = SCRATCH_BYTES as usize / hidden.row_bytes();
+            check.require(rows_max > 0, || format!("a row of {} is too wide", hidden.columns()))?;
+            for first in (0..num_sampled).step_by(rows_max) {
+                let rows = rows_max.min(num_sampled - first);
+                kernels.embed.gather_sampled(gpu, &reserved.step, hidden, reserved.scratch, (first, rows))?;
+                let operands = Operands { input: reserved.scratch, weight: weight.data, out: out.row(first) };
+                kernels.linear.run(gpu, check, shape(rows), operands)?;
+            }
         }
-        let rows_max = SCRATCH_BYTES as usize / hidden.row_bytes();
-        check.require(rows_max > 0, || format!("a row of {} is too wide", hidden.columns()))?;
-        for first in (0..num_sampled).step_by(rows_max) {
-            let rows = rows_max.min(num_sampled - first);
-            kernels.embed.gather_sampled(gpu, &reserved.step, hidden, reserved.scratch, (first, rows))?;
-            let operands = Operands { input: reserved.scratch, weight: head.data, out: out.row(first) };
-            kernels.linear.run(gpu, check, shape(rows), operands)?;
+        match head.is_plain() {
+            true => Ok(()),
+            false => kernels.embed.finish_logits(gpu, check, head, out, num_sampled),
         }
-        Ok(())
     }
 
     fn sample(&mut self, logits: &Tensor) -> BackendResult<()> {

@@ -1,9 +1,9 @@
-//! Residual addition and RMS norm (`kernels/norm.cu`).
+//! Addition to the residual, and norms (`kernels/norm.cu`).
 
 use super::driver::{DevicePtr, Gpu, Kernel, Launch, Params};
 use super::modules::{Modules, PerDType};
 use super::tensor::{Checker, Tensor, VECTOR_ELEMENTS, to_u32};
-use crate::backend::{BackendResult, DType};
+use crate::backend::{BackendResult, DType, Delta, Norm, NormKind};
 
 const MAX_THREADS: usize = 1024;
 /// Vectors per thread of the kernel for wide rows.
@@ -11,68 +11,141 @@ const WIDE_VECTORS: usize = 4;
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
-struct AddRmsNormParams {
+struct NormParams {
     residual: DevicePtr,
-    delta: DevicePtr,
+    deltas: [DevicePtr; 2],
+    delta_biases: [DevicePtr; 2],
     weight: DevicePtr,
+    bias: DevicePtr,
     out: DevicePtr,
     vectors: u32,
     epsilon: f32,
 }
 
-const _: () = assert!(size_of::<AddRmsNormParams>() == 40);
+const _: () = assert!(size_of::<NormParams>() == 72);
 
-// SAFETY: `repr(C)`, mirrors AddRmsNormParams in norm.cu.
-unsafe impl Params for AddRmsNormParams {}
+// SAFETY: `repr(C)`, mirrors NormParams in norm.cu.
+unsafe impl Params for NormParams {}
 
-/// Arguments of one call.
-pub(super) struct AddRmsNorm<'a> {
-    pub(super) residual: &'a mut Tensor,
-    pub(super) delta: Option<&'a Tensor>,
-    pub(super) weight: &'a Tensor,
-    pub(super) epsilon: f32,
-    pub(super) out: &'a mut Tensor,
-    pub(super) rows: usize,
+/// Kernels of one operation and kind.
+struct Widths {
+    narrow: PerDType<Kernel<NormParams>>,
+    wide: PerDType<Kernel<NormParams>>,
 }
 
-pub(super) struct Norm {
-    narrow: PerDType<Kernel<AddRmsNormParams>>,
-    wide: PerDType<Kernel<AddRmsNormParams>>,
+/// Kernels of one operation.
+struct Kinds {
+    rms: Widths,
+    layer: Widths,
 }
 
-impl Norm {
-    pub(super) fn new(gpu: &Gpu, modules: &Modules) -> BackendResult<Norm> {
-        let kernels = |vectors: usize| {
-            PerDType::try_new(|dtype| modules.kernel(gpu, "norm", &format!("add_rms_norm_{dtype}_{vectors}")))
+impl Kinds {
+    fn new(gpu: &Gpu, modules: &Modules, operation: &str) -> BackendResult<Kinds> {
+        let kernels = |kind: &str, vectors: usize| {
+            PerDType::try_new(|dtype| {
+                modules.kernel(gpu, "norm", &format!("{operation}_{kind}_{dtype}_{vectors}"))
+            })
         };
-        Ok(Norm { narrow: kernels(1)?, wide: kernels(WIDE_VECTORS)? })
+        let widths = |kind| Ok(Widths { narrow: kernels(kind, 1)?, wide: kernels(kind, WIDE_VECTORS)? });
+        Ok(Kinds { rms: widths("rms")?, layer: widths("layer")? })
     }
 
-    /// See [`crate::backend::Backend::add_rms_norm`].
-    pub(super) fn run(&self, gpu: &Gpu, check: Checker, arguments: AddRmsNorm<'_>) -> BackendResult<()> {
-        let AddRmsNorm { residual, delta, weight, epsilon, out, rows } = arguments;
-        let (dtype, width) = (residual.dtype(), residual.columns());
-        check.vectors("residual", residual)?;
-        check.tensor("residual", residual, dtype, rows, width)?;
-        check.tensor("out", out, dtype, rows, width)?;
-        check.tensor("weight", weight, DType::F32, 1, width)?;
-        if let Some(delta) = delta {
-            check.tensor("delta", delta, dtype, rows, width)?;
-        }
-        let vectors = width / VECTOR_ELEMENTS;
-        let per_thread = if vectors <= MAX_THREADS { 1 } else { WIDE_VECTORS };
-        check.require(vectors <= MAX_THREADS * WIDE_VECTORS, || format!("rows of {width} are too wide"))?;
-        let kernels = if per_thread == 1 { &self.narrow } else { &self.wide };
-        let params = AddRmsNormParams {
-            residual: residual.data,
-            delta: delta.map_or(0, |delta| delta.data),
-            weight: weight.data,
-            out: out.data,
-            vectors: vectors as u32,
-            epsilon,
+    /// The kernel for rows of `vectors` vectors, and its threads.
+    fn kernel(&self, kind: NormKind, dtype: DType, vectors: usize) -> (&Kernel<NormParams>, u32) {
+        let widths = match kind {
+            NormKind::Rms => &self.rms,
+            NormKind::Layer => &self.layer,
         };
-        let threads = vectors.div_ceil(per_thread).next_multiple_of(32) as u32;
-        let launch = Launch::overlapping(to_u32(check.operation, rows)?, threads);
-        gpu.launch(check.operation, kernels.get(dtype), launch, &params)
+        let (kernels, per_thread) = match vectors <= MAX_THREADS {
+            true => (&widths.narrow, 1),
+            false => (&widths.wide, WIDE_VECTORS),
+        };
+        (kernels.get(dtype), vectors.div_ceil(per_thread).next_multiple_of(32) as u32)
     }
+}
+
+pub(super) struct Norms {
+    add_norm: Kinds,
+    norm_add: Kinds,
+}
+
+impl Norms {
+    pub(super) fn new(gpu: &Gpu, modules: &Modules) -> BackendResult<Norms> {
+        let kinds = |operation| Kinds::new(gpu, modules, operation);
+        Ok(Norms { add_norm: kinds("add_norm")?, norm_add: kinds("norm_add")? })
+    }
+
+    /// See [`crate::backend::Backend::add_norm`].
+    pub(super) fn add_norm(
+        &self,
+        gpu: &Gpu,
+        check: Checker,
+        (residual, out): (&mut Tensor, &mut Tensor),
+        deltas: [Option<Delta<'_, Tensor>>; 2],
+        norm: &Norm<'_, Tensor>,
+        rows: usize,
+    ) -> BackendResult<()> {
+        check.tensor("out", out, residual.dtype(), rows, residual.columns())?;
+        let params = NormParams { out: out.data, ..params(check, residual, deltas, norm, rows)? };
+        launch(gpu, check, &self.add_norm, norm.kind, (residual, rows), &params)
+    }
+
+    /// See [`crate::backend::Backend::norm_add`].
+    pub(super) fn norm_add(
+        &self,
+        gpu: &Gpu,
+        check: Checker,
+        delta: Delta<'_, Tensor>,
+        norm: &Norm<'_, Tensor>,
+        residual: &mut Tensor,
+        rows: usize,
+    ) -> BackendResult<()> {
+        let params = params(check, residual, [Some(delta), None], norm, rows)?;
+        launch(gpu, check, &self.norm_add, norm.kind, (residual, rows), &params)
+    }
+}
+
+/// The parameters without `out`, after their checks.
+fn params(
+    check: Checker,
+    residual: &Tensor,
+    deltas: [Option<Delta<'_, Tensor>>; 2],
+    norm: &Norm<'_, Tensor>,
+    rows: usize,
+) -> BackendResult<NormParams> {
+    let (dtype, width) = (residual.dtype(), residual.columns());
+    check.vectors("residual", residual)?;
+    check.tensor("residual", residual, dtype, rows, width)?;
+    check.tensor("weight", norm.weight, DType::F32, 1, width)?;
+    for delta in deltas.iter().flatten() {
+        check.tensor("delta", delta.values, dtype, rows, width)?;
+    }
+    let vectors = width / VECTOR_ELEMENTS;
+    check.require(vectors <= MAX_THREADS * WIDE_VECTORS, || format!("rows of {width} are too wide"))?;
+    let bias = |name: &str, bias: Option<&Tensor>| check.optional_row(name, bias, width);
+    Ok(NormParams {
+        residual: residual.data,
+        deltas: deltas.map(|delta| delta.map_or(0, |delta| delta.values.data)),
+        delta_biases: [
+            bias("bias of the first delta", deltas[0].and_then(|delta| delta.bias))?,
+            bias("bias of the second delta", deltas[1].and_then(|delta| delta.bias))?,
+        ],
+        weight: norm.weight.data,
+        bias: bias("bias", norm.bias)?,
+        out: 0,
+        vectors: vectors as u32,
+        epsilon: norm.epsilon,
+    })
+}
+
+fn launch(
+    gpu: &Gpu,
+    check: Checker,
+    kinds: &Kinds,
+    kind: NormKind,
+    (residual, rows): (&Tensor, usize),
+    params: &NormParams,
+) -> BackendResult<()> {
+    let (kernel, threads) = kinds.kernel(kind, residual.dtype(), params.vectors as usize);
+    gpu.launch(check.operation, kernel, Launch::overlapping(to_u32(check.operation, rows)?, threads), params)
 }

@@ -1,10 +1,10 @@
-//! Rotary embedding and the writing of keys and values (`kernels/rope.cu`).
+//! Biases, clamp and rotation of queries, keys and values, and their writing to the cache (`kernels/rope.cu`).
 
 use super::batch::StepState;
 use super::driver::{DevicePtr, Gpu, Kernel, Launch, Params};
 use super::modules::{Modules, PerDType};
 use super::tensor::{Checker, KvCache, Tensor};
-use crate::backend::{AttentionShape, BackendResult, DType, RopePairing};
+use crate::backend::{AttentionShape, BackendResult, DType, QkvTransform, RopePairing};
 
 const THREADS: u32 = 256;
 /// Pairs per unit of the kernel that works in 16-byte vectors.
@@ -17,6 +17,7 @@ struct RopeParams {
     positions: DevicePtr,
     cache_places: DevicePtr,
     table: DevicePtr,
+    bias: DevicePtr,
     qkv: DevicePtr,
     cache: DevicePtr,
     num_heads: u32,
@@ -24,10 +25,10 @@ struct RopeParams {
     head_dim: u32,
     rotary_dim: u32,
     block_size: u32,
-    reserved: u32,
+    clamp: f32,
 }
 
-const _: () = assert!(size_of::<RopeParams>() == 72);
+const _: () = assert!(size_of::<RopeParams>() == 80);
 
 // SAFETY: `repr(C)`, mirrors RopeParams in rope.cu.
 unsafe impl Params for RopeParams {}
@@ -35,8 +36,7 @@ unsafe impl Params for RopeParams {}
 /// Arguments of one call.
 pub(super) struct RopeAndWriteKv<'a> {
     pub(super) qkv: &'a mut Tensor,
-    pub(super) table: &'a Tensor,
-    pub(super) pairing: RopePairing,
+    pub(super) transform: &'a QkvTransform<'a, Tensor>,
     pub(super) shape: &'a AttentionShape,
     pub(super) cache: &'a mut KvCache,
     pub(super) layer: usize,
@@ -70,17 +70,25 @@ impl Rope {
         step: &StepState,
         arguments: RopeAndWriteKv<'_>,
     ) -> BackendResult<()> {
-        let RopeAndWriteKv { qkv, table, pairing, shape, cache, layer } = arguments;
+        let RopeAndWriteKv { qkv, transform, shape, cache, layer } = arguments;
         check.cache(cache, layer, shape)?;
         let layout = *cache.layout();
         step.batch.check_cache(check, &layout)?;
         check.vectors("qkv", qkv)?;
         check.tensor("qkv", qkv, layout.dtype, step.batch.launch.tokens, shape.qkv_width())?;
-        check.tensor("table", table, DType::F32, step.batch.max_context_len, table.columns())?;
-        let rotary_dim = table.columns();
-        check.require(rotary_dim <= shape.head_dim && rotary_dim.is_multiple_of(2), || {
-            format!("table has {rotary_dim} columns for heads of {}", shape.head_dim)
-        })?;
+        check.require(transform.norm.is_none(), || "a norm of queries and keys".to_owned())?;
+        let (table, rotary_dim, pairing) = match &transform.rope {
+            // No pairs: everything is copied.
+            None => (0, 0, RopePairing::Half),
+            Some(rope) => {
+                let (table, rotary_dim) = (rope.table, rope.table.columns());
+                check.tensor("table", table, DType::F32, step.batch.max_context_len, rotary_dim)?;
+                check.require(rotary_dim <= shape.head_dim && rotary_dim.is_multiple_of(2), || {
+                    format!("table has {rotary_dim} columns for heads of {}", shape.head_dim)
+                })?;
+                (table.data, rotary_dim, rope.pairing)
+            }
+        };
         let kernels = match pairing {
             RopePairing::Half => &self.half,
             RopePairing::Interleaved => &self.interleaved,
@@ -91,7 +99,8 @@ impl Rope {
             header: step.arrays.header,
             positions: step.positions,
             cache_places: step.cache_places,
-            table: table.data,
+            table,
+            bias: check.optional_row("bias", transform.bias, shape.qkv_width())?,
             qkv: qkv.data,
             cache: cache.layer(layer),
             num_heads: shape.num_heads as u32,
@@ -99,7 +108,7 @@ impl Rope {
             head_dim: shape.head_dim as u32,
             rotary_dim: rotary_dim as u32,
             block_size: layout.block_size as u32,
-            reserved: 0,
+            clamp: transform.clamp.unwrap_or(f32::INFINITY),
         };
         let launch = Launch::overlapping(step.batch.launch.tokens as u32, THREADS);
         gpu.launch(check.operation, kernels.get(layout.dtype), launch, &params)

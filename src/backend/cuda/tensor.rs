@@ -122,10 +122,19 @@ impl Checker {
         })?;
         let layout = &cache.layout;
         self.require(layer < layout.num_layers, || format!("layer {layer} of {}", layout.num_layers))?;
-        let fits = shape.num_heads > 0
-            && shape.num_heads.is_multiple_of(layout.num_kv_heads)
-            && (shape.num_kv_heads, shape.head_dim) == (layout.num_kv_heads, layout.head_dim);
-        self.require(fits, || format!("{shape:?} does not fit a cache of {layout:?}"))
+        shape.check(self.operation, layout)
+    }
+
+    /// Address of a row of `columns` single-precision elements, or null where there is none.
+    pub(super) fn optional_row(
+        &self,
+        name: &str,
+        row: Option<&Tensor>,
+        columns: usize,
+    ) -> BackendResult<DevicePtr> {
+        let Some(row) = row else { return Ok(0) };
+        self.tensor(name, row, DType::F32, 1, columns)?;
+        Ok(row.data)
     }
 }
 

@@ -1,5 +1,6 @@
 use super::*;
 use crate::backend::cpu::sample::GREEDY;
+use crate::backend::{Activation, RopePairing};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
@@ -70,20 +71,29 @@ impl Backend for Recorder {
         self.note("load_batch")
     }
 
-    fn embed(&mut self, _: &Matrix, _: &mut Matrix) -> BackendResult<()> {
+    fn embed(&mut self, _: &Embedding<'_, Matrix>, _: &mut Matrix) -> BackendResult<()> {
         self.note("embed")
     }
 
-    fn add_rms_norm(
+    fn add_norm(
         &mut self,
         _: &mut Matrix,
-        _: Option<&Matrix>,
-        _: &Matrix,
-        _: f32,
+        _: [Option<Delta<'_, Matrix>>; 2],
+        _: &Norm<'_, Matrix>,
         _: &mut Matrix,
         _: usize,
     ) -> BackendResult<()> {
-        self.note("add_rms_norm")
+        self.note("add_norm")
+    }
+
+    fn norm_add(
+        &mut self,
+        _: Delta<'_, Matrix>,
+        _: &Norm<'_, Matrix>,
+        _: &mut Matrix,
+        _: usize,
+    ) -> BackendResult<()> {
+        self.note("norm_add")
     }
 
     fn linear(&mut self, _: &Matrix, _: &Matrix, _: &mut Matrix, _: usize) -> BackendResult<()> {
@@ -93,8 +103,7 @@ impl Backend for Recorder {
     fn rope_and_write_kv(
         &mut self,
         _: &mut Matrix,
-        _: &Matrix,
-        _: RopePairing,
+        _: &QkvTransform<'_, Matrix>,
         _: &AttentionShape,
         _: &mut (),
         _: usize,
@@ -106,6 +115,7 @@ impl Backend for Recorder {
         &mut self,
         _: &Matrix,
         _: &AttentionShape,
+        _: &Scoring,
         _: &(),
         _: usize,
         _: &mut Matrix,
@@ -113,11 +123,17 @@ impl Backend for Recorder {
         self.note("attention")
     }
 
-    fn gated_activation(&mut self, _: &Matrix, _: Activation, _: &mut Matrix, _: usize) -> BackendResult<()> {
-        self.note("gated_activation")
+    fn activate(
+        &mut self,
+        _: &Matrix,
+        _: &Activate<'_, Matrix>,
+        _: &mut Matrix,
+        _: usize,
+    ) -> BackendResult<()> {
+        self.note("activate")
     }
 
-    fn logits(&mut self, _: &Matrix, _: &Matrix, out: &mut Matrix) -> BackendResult<()> {
+    fn logits(&mut self, _: &Matrix, _: &Head<'_, Matrix>, out: &mut Matrix) -> BackendResult<()> {
         out.iter_mut().enumerate().for_each(|(index, value)| *value = index as f32 + 1.0);
         self.note("logits")
     }
@@ -162,13 +178,16 @@ fn run_all(backend: &mut Faulty<Recorder>) -> BackendResult<Vec<Option<u32>>> {
 
 fn step(backend: &mut Faulty<Recorder>, a: &Matrix, out: &mut Matrix) -> BackendResult<Vec<Option<u32>>> {
     let shape = AttentionShape { num_heads: 1, num_kv_heads: 1, head_dim: 2, scale: 1.0 };
-    backend.embed(a, out)?;
-    backend.add_rms_norm(&mut a.clone(), None, a, 1e-5, out, 2)?;
+    let norm = Norm::rms(a, 1e-5);
+    backend.embed(&Embedding::plain(a), out)?;
+    backend.add_norm(&mut a.clone(), [None; 2], &norm, out, 2)?;
+    backend.norm_add(Delta::plain(a), &norm, out, 2)?;
     backend.linear(a, a, out, 2)?;
-    backend.rope_and_write_kv(out, a, RopePairing::Half, &shape, &mut (), 0)?;
-    backend.attention(a, &shape, &(), 0, out)?;
-    backend.gated_activation(a, Activation::Silu, out, 2)?;
-    backend.logits(a, a, out)?;
+    let transform = QkvTransform::rotate(a, RopePairing::Half);
+    backend.rope_and_write_kv(out, &transform, &shape, &mut (), 0)?;
+    backend.attention(a, &shape, &Scoring::default(), &(), 0, out)?;
+    backend.activate(a, &Activate::gated(Activation::Silu), out, 2)?;
+    backend.logits(a, &Head::plain(a), out)?;
     backend.sample(out)?;
     Ok(backend.collect()?.into_iter().map(|sampled| sampled.token).collect())
 }
@@ -186,11 +205,11 @@ fn without_a_fault_every_call_goes_through_and_counts() {
     let mut backend = Faulty::new(Recorder::default(), FaultPlan::none());
     assert_eq!(run_all(&mut backend).unwrap(), [Some(1), Some(4)]);
     assert_eq!(backend.inner.ran, Operation::ALL.map(Operation::name));
-    assert_eq!(num_calls(&backend), 16);
+    assert_eq!(num_calls(&backend), 17);
     assert_eq!(backend.activation_dtype(DType::Bf16), DType::Bf16);
     let limits = BackendLimits { max_tokens: 7, max_slots: 1, vocab_size: 1 };
     assert_eq!(backend.workspace_bytes(&limits), 7);
-    assert_eq!(num_calls(&backend), 16);
+    assert_eq!(num_calls(&backend), 17);
 }
 
 #[test]
@@ -239,7 +258,7 @@ fn a_delay_holds_one_call_up() {
 
 #[test]
 fn a_panic_names_the_operation() {
-    let mut backend = faulty(10, FaultKind::Panic);
+    let mut backend = faulty(11, FaultKind::Panic);
     let panic = catch_unwind(AssertUnwindSafe(|| run_all(&mut backend))).unwrap_err();
     assert_eq!(panic.downcast_ref::<String>().unwrap(), "injected panic in linear");
 }
@@ -247,13 +266,13 @@ fn a_panic_names_the_operation() {
 #[test]
 fn corrupt_logits_hit_one_row_once() {
     for (row, expected) in [(0, [None, Some(4)]), (1, [Some(1), None]), (9, [Some(1), None])] {
-        for at_call in [1, 8, 14] {
+        for at_call in [1, 8, 15] {
             let mut backend = faulty(at_call, FaultKind::CorruptLogits { row });
             assert_eq!(run_all(&mut backend).unwrap(), expected);
             assert_eq!(run_all(&mut backend).unwrap(), [Some(1), Some(4)]);
         }
         // Planned after the logits of the first run, so that it hits those of the second.
-        let mut backend = faulty(15, FaultKind::CorruptLogits { row });
+        let mut backend = faulty(16, FaultKind::CorruptLogits { row });
         assert_eq!(run_all(&mut backend).unwrap(), [Some(1), Some(4)]);
         assert_eq!(run_all(&mut backend).unwrap(), expected);
     }

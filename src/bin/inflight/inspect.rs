@@ -151,18 +151,10 @@ fn weights(tensors: &[&TensorInfo]) -> Vec<(&'static str, String)> {
 
 fn architecture(spec: &ModelSpec) -> Vec<(&'static str, String)> {
     let heads = &spec.heads;
-    let Positions::Rope { theta, rotary_dim, scaling, .. } = &spec.positions;
-    let scaling = match scaling {
-        RopeScaling::None => "no scaling".to_owned(),
-        RopeScaling::Linear { factor } => format!("linear scaling by {factor}"),
-        RopeScaling::DynamicNtk { factor, .. } => format!("dynamic NTK scaling by {factor}"),
-        RopeScaling::Llama3 { factor, .. } => format!("Llama 3 scaling by {factor}"),
-        RopeScaling::Yarn { factor, .. } => format!("YaRN scaling by {factor}"),
-        RopeScaling::PerFrequency { .. } => "a factor per frequency".to_owned(),
-    };
     let head = match spec.output {
         OutputHead::Tied => "the embedding table",
         OutputHead::Untied => "a matrix of its own",
+        OutputHead::UntiedUnitRows => "a matrix of its own, its rows divided by their lengths",
     };
     vec![
         ("family", spec.family.clone()),
@@ -173,9 +165,30 @@ fn architecture(spec: &ModelSpec) -> Vec<(&'static str, String)> {
             "heads",
             format!("{} query, {} key-value, of {}", heads.num_heads, heads.num_kv_heads, heads.head_dim),
         ),
-        ("positions", format!("RoPE over {rotary_dim} elements, theta {theta}, {scaling}")),
+        ("block", spec.block.name().replace('_', " ")),
+        ("activation", spec.mlp.activation().name().replace('_', " ")),
+        ("positions", positions(&spec.positions)),
         ("context", format!("{} tokens", spec.max_positions)),
         ("vocabulary", spec.vocab_size.to_string()),
         ("output head", head.to_owned()),
     ]
+}
+
+fn positions(positions: &Positions) -> String {
+    let (theta, rotary_dim, scaling) = match positions {
+        Positions::None => return "none".to_owned(),
+        Positions::Learned { .. } => return "learned".to_owned(),
+        Positions::Alibi { .. } => return "ALiBi".to_owned(),
+        Positions::Rope { theta, rotary_dim, scaling, .. } => (theta, rotary_dim, scaling),
+    };
+    let scaling = match scaling {
+        RopeScaling::None => "no scaling".to_owned(),
+        RopeScaling::Linear { factor } => format!("linear scaling by {factor}"),
+        RopeScaling::DynamicNtk { factor, .. } => format!("dynamic NTK scaling by {factor}"),
+        RopeScaling::Llama3 { factor, .. } => format!("Llama 3 scaling by {factor}"),
+        RopeScaling::Yarn { factor, .. } => format!("YaRN scaling by {factor}"),
+        RopeScaling::PerFrequency { .. } => "a factor per frequency".to_owned(),
+        RopeScaling::LongRope { .. } => "LongRoPE".to_owned(),
+    };
+    format!("RoPE over {rotary_dim} elements, theta {theta}, {scaling}")
 }

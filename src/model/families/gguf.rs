@@ -5,7 +5,7 @@ use crate::format::{Encoding, GgufFile};
 use crate::model::error::{ModelError, ModelResult};
 use crate::model::families::at;
 use crate::model::families::config::{Rope, stretched, yarn_magnitude};
-use crate::model::spec::{RopeScaling, WeightNames};
+use crate::model::spec::{MlpNames, Names, Orientation, QkvNames, RopeScaling, WeightNames};
 use crate::quant::decode_f32;
 
 const EMBEDDING: &str = "token_embd.weight";
@@ -161,17 +161,29 @@ impl<'a> Keys<'a> {
 /// Names of the weights in GGUF files of all architectures.
 pub(super) fn weight_names() -> WeightNames {
     WeightNames {
+        orientation: Orientation::OutIn,
         embedding: EMBEDDING.to_owned(),
-        attention_norm: "blk.{layer}.attn_norm.weight".to_owned(),
-        query: "blk.{layer}.attn_q.weight".to_owned(),
-        key: "blk.{layer}.attn_k.weight".to_owned(),
-        value: "blk.{layer}.attn_v.weight".to_owned(),
-        attention_output: "blk.{layer}.attn_output.weight".to_owned(),
-        mlp_norm: "blk.{layer}.ffn_norm.weight".to_owned(),
-        gate: "blk.{layer}.ffn_gate.weight".to_owned(),
-        up: "blk.{layer}.ffn_up.weight".to_owned(),
-        down: "blk.{layer}.ffn_down.weight".to_owned(),
-        final_norm: "output_norm.weight".to_owned(),
-        head: HEAD.to_owned(),
+        position_embedding: None,
+        embedding_norm: None,
+        attention_norm: Some(Names::weight("blk.{layer}.attn_norm.weight")),
+        qkv: QkvNames::Separate {
+            query: Names::weight("blk.{layer}.attn_q.weight"),
+            key: Names::weight("blk.{layer}.attn_k.weight"),
+            value: Names::weight("blk.{layer}.attn_v.weight"),
+        },
+        query_norm: None,
+        key_norm: None,
+        attention_output: Names::weight("blk.{layer}.attn_output.weight"),
+        post_attention_norm: None,
+        mlp_norm: Some(Names::weight("blk.{layer}.ffn_norm.weight")),
+        mlp: Some(MlpNames::Gated {
+            gate: Names::weight("blk.{layer}.ffn_gate.weight"),
+            up: Names::weight("blk.{layer}.ffn_up.weight"),
+            down: Names::weight("blk.{layer}.ffn_down.weight"),
+        }),
+        experts: None,
+        post_mlp_norm: None,
+        final_norm: Some(Names::weight("output_norm.weight")),
+        head: Some(Names::weight(HEAD)),
     }
 }

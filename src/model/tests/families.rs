@@ -8,7 +8,7 @@ use super::golden::golden;
 use crate::error::{Result, Status};
 use crate::format::Checkpoint;
 use crate::model::families::load_spec;
-use crate::model::spec::{ModelSpec, OutputHead, Positions, RopePairing, RopeScaling};
+use crate::model::spec::{ModelSpec, Names, OutputHead, Positions, RopePairing, RopeScaling};
 
 fn base_config() -> Value {
     json!({
@@ -41,13 +41,14 @@ fn llama_config_becomes_a_spec() {
     assert_eq!((spec.num_layers, spec.hidden_size, spec.intermediate_size), (2, 64, 96));
     assert_eq!((spec.vocab_size, spec.max_positions), (100, 1000));
     assert_eq!((spec.heads.num_heads, spec.heads.num_kv_heads, spec.heads.head_dim), (4, 2, 16));
-    assert_eq!(spec.heads.scale, 0.25);
+    assert_eq!(spec.heads.score_scale(), 0.25);
     assert_eq!(spec.output, OutputHead::Untied);
     let rope = Positions::Rope {
         theta: 10000.0,
         rotary_dim: 16,
         pairing: RopePairing::Half,
         scaling: RopeScaling::None,
+        local: None,
     };
     assert_eq!(spec.positions, rope);
     assert_eq!(spec_with("num_key_value_heads", "<absent>").unwrap().heads.num_kv_heads, 4);
@@ -171,10 +172,12 @@ fn weight_names_must_tell_weights_and_layers_apart() {
         let error = spec.validate().unwrap_err().to_string();
         assert!(error.contains(field), "{error}");
     };
-    check(|spec| spec.weights.query = "q".to_owned(), "weights.query");
-    check(|spec| spec.weights.final_norm = "norm.{layer}".to_owned(), "weights.final_norm");
-    check(|spec| spec.weights.up = spec.weights.gate.clone(), "weights.up");
-    check(|spec| spec.weights.head = String::new(), "weights.head");
+    check(|spec| spec.weights.attention_output = Names::weight("o"), "weights.attention_output");
+    check(|spec| spec.weights.final_norm = Some(Names::weight("norm.{layer}")), "weights.final_norm");
+    check(|spec| spec.weights.head = Some(Names::weight("")), "weights.head");
+    check(|spec| spec.weights.embedding = "{layer}".to_owned(), "weights.embedding");
+    check(|spec| spec.weights.mlp_norm = spec.weights.attention_norm.clone(), "weights.mlp_norm");
+    check(|spec| spec.weights.embedding = "model.{expert}".to_owned(), "weights.embedding");
 }
 
 #[test]
@@ -185,7 +188,7 @@ fn gguf_metadata_becomes_a_spec() {
     assert_eq!((spec.num_layers, spec.hidden_size, spec.vocab_size), (2, 36, 89));
     assert_eq!((spec.heads.num_heads, spec.heads.num_kv_heads, spec.heads.head_dim), (6, 2, 10));
     assert_eq!(spec.output, OutputHead::Tied);
-    let Positions::Rope { pairing, scaling, .. } = spec.positions;
+    let Positions::Rope { pairing, scaling, .. } = spec.positions else { panic!("{:?}", spec.positions) };
     assert_eq!(pairing, RopePairing::Interleaved);
     assert!(matches!(scaling, RopeScaling::PerFrequency { factors } if factors.len() == 5));
 }

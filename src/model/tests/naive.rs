@@ -1,10 +1,13 @@
 //! A backend of plain loops in f32 that counts what it allocates. Slow, and easy to believe.
 
 use crate::backend::{
-    Activation, AttentionShape, Backend, BackendError, BackendLimits, BackendResult, Batch, DType, KvLayout,
-    RopePairing, Sampled, SlotState,
+    Activate, AttentionShape, Backend, BackendError, BackendLimits, BackendResult, Batch, DType, Delta,
+    Embedding, Feature, Gating, Head, KvLayout, Norm, NormKind, QkvTransform, RopePairing, Sampled, Scoring,
+    SlotState,
 };
 use crate::quant;
+
+use super::reference::activation;
 
 /// What [`Naive::workspace_bytes`] claims per slot, so that a plan that forgets it differs.
 const SLOT_BYTES: u64 = 24;
@@ -53,6 +56,50 @@ fn dot(left: &[f32], right: &[f32]) -> f32 {
     left.iter().zip(right).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() as f32
 }
 
+fn add_row(target: &mut [f32], source: &[f32]) {
+    target.iter_mut().zip(source).for_each(|(target, source)| *target += source);
+}
+
+fn delta_row(delta: &Delta<'_, Tensor>, row: usize) -> Vec<f32> {
+    let mut values = delta.values.row(row).to_vec();
+    if let Some(bias) = delta.bias {
+        add_row(&mut values, bias.row(0));
+    }
+    values
+}
+
+fn norm_row(norm: &Norm<'_, Tensor>, values: &[f32]) -> Vec<f32> {
+    let width = values.len() as f64;
+    let mean = match norm.kind {
+        NormKind::Rms => 0.0,
+        NormKind::Layer => values.iter().map(|&x| f64::from(x)).sum::<f64>() / width,
+    };
+    let variance = values.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / width;
+    let deviation = (variance + f64::from(norm.epsilon)).sqrt();
+    let scaled = values
+        .iter()
+        .zip(&norm.weight.data)
+        .map(|(&x, &weight)| ((f64::from(x) - mean) / deviation * f64::from(weight)) as f32);
+    let mut out: Vec<f32> = scaled.collect();
+    if let Some(bias) = norm.bias {
+        add_row(&mut out, bias.row(0));
+    }
+    out
+}
+
+fn rotate(head: &mut [f32], angles: &[f32], pairing: RopePairing) {
+    let num_pairs = angles.len() / 2;
+    for pair in 0..num_pairs {
+        let (first, second) = match pairing {
+            RopePairing::Half => (pair, pair + num_pairs),
+            RopePairing::Interleaved => (2 * pair, 2 * pair + 1),
+        };
+        let (cosine, sine) = (angles[pair], angles[num_pairs + pair]);
+        let (x, y) = (head[first], head[second]);
+        (head[first], head[second]) = (x * cosine - y * sine, y * cosine + x * sine);
+    }
+}
+
 impl Naive {
     /// A backend that fails the allocation that would pass `limit` bytes.
     pub(super) fn with_limit(limit: u64) -> Self {
@@ -85,6 +132,10 @@ impl Backend for Naive {
 
     fn activation_dtype(&self, _weights: DType) -> DType {
         DType::F32
+    }
+
+    fn supports(&self, feature: Feature) -> bool {
+        !matches!(feature, Feature::Alibi | Feature::ScoreSoftCap | Feature::Window | Feature::QkNorm)
     }
 
     fn workspace_bytes(&self, limits: &BackendLimits) -> u64 {
@@ -129,33 +180,44 @@ impl Backend for Naive {
         Ok(())
     }
 
-    fn embed(&mut self, table: &Tensor, out: &mut Tensor) -> BackendResult<()> {
+    fn embed(&mut self, embedding: &Embedding<'_, Tensor>, out: &mut Tensor) -> BackendResult<()> {
+        let places = self.places();
         for (index, &token) in self.batch.tokens.iter().enumerate() {
-            out.row_mut(index).copy_from_slice(table.row(token as usize));
+            for (column, element) in out.row_mut(index).iter_mut().enumerate() {
+                let position = embedding.positions.map_or(0.0, |table| table.row(places[index].0)[column]);
+                *element = embedding.table.row(token as usize)[column] * embedding.scale + position;
+            }
         }
         Ok(())
     }
 
-    fn add_rms_norm(
+    fn add_norm(
         &mut self,
         residual: &mut Tensor,
-        delta: Option<&Tensor>,
-        weight: &Tensor,
-        epsilon: f32,
+        deltas: [Option<Delta<'_, Tensor>>; 2],
+        norm: &Norm<'_, Tensor>,
         out: &mut Tensor,
         rows: usize,
     ) -> BackendResult<()> {
         for row in 0..rows {
-            if let Some(delta) = delta {
-                let sum: Vec<f32> =
-                    residual.row(row).iter().zip(delta.row(row)).map(|(a, b)| a + b).collect();
-                residual.row_mut(row).copy_from_slice(&sum);
+            for delta in deltas.iter().flatten() {
+                add_row(residual.row_mut(row), &delta_row(delta, row));
             }
-            let values = residual.row(row);
-            let scale = 1.0 / (dot(values, values) / values.len() as f32 + epsilon).sqrt();
-            for (column, element) in out.row_mut(row).iter_mut().enumerate() {
-                *element = values[column] * scale * weight.data[column];
-            }
+            let normed = norm_row(norm, residual.row(row));
+            out.row_mut(row).copy_from_slice(&normed);
+        }
+        Ok(())
+    }
+
+    fn norm_add(
+        &mut self,
+        delta: Delta<'_, Tensor>,
+        norm: &Norm<'_, Tensor>,
+        residual: &mut Tensor,
+        rows: usize,
+    ) -> BackendResult<()> {
+        for row in 0..rows {
+            add_row(residual.row_mut(row), &norm_row(norm, &delta_row(&delta, row)));
         }
         Ok(())
     }
@@ -179,25 +241,23 @@ impl Backend for Naive {
     fn rope_and_write_kv(
         &mut self,
         qkv: &mut Tensor,
-        table: &Tensor,
-        pairing: RopePairing,
+        transform: &QkvTransform<'_, Tensor>,
         shape: &AttentionShape,
         cache: &mut Cache,
         layer: usize,
     ) -> BackendResult<()> {
-        let (dim, num_pairs) = (shape.head_dim, table.columns / 2);
+        let dim = shape.head_dim;
         let (num_heads, num_kv_heads) = (shape.num_heads, shape.num_kv_heads);
         for (index, (position, blocks)) in self.places().into_iter().enumerate() {
             let row = qkv.row_mut(index);
-            for head in row[..(num_heads + num_kv_heads) * dim].chunks_exact_mut(dim) {
-                for pair in 0..num_pairs {
-                    let (first, second) = match pairing {
-                        RopePairing::Half => (pair, pair + num_pairs),
-                        RopePairing::Interleaved => (2 * pair, 2 * pair + 1),
-                    };
-                    let (cosine, sine) = (table.row(position)[pair], table.row(position)[num_pairs + pair]);
-                    let (x, y) = (head[first], head[second]);
-                    (head[first], head[second]) = (x * cosine - y * sine, y * cosine + x * sine);
+            if let Some(bias) = transform.bias {
+                add_row(row, bias.row(0));
+            }
+            let clamp = transform.clamp.unwrap_or(f32::INFINITY);
+            row.iter_mut().for_each(|value| *value = value.clamp(-clamp, clamp));
+            if let Some(rope) = &transform.rope {
+                for head in row[..(num_heads + num_kv_heads) * dim].chunks_exact_mut(dim) {
+                    rotate(head, rope.table.row(position), rope.pairing);
                 }
             }
             let block_size = cache.layout.block_size;
@@ -215,6 +275,7 @@ impl Backend for Naive {
         &mut self,
         qkv: &Tensor,
         shape: &AttentionShape,
+        _scoring: &Scoring,
         cache: &Cache,
         layer: usize,
         out: &mut Tensor,
@@ -243,27 +304,37 @@ impl Backend for Naive {
         Ok(())
     }
 
-    fn gated_activation(
+    fn activate(
         &mut self,
-        gate_up: &Tensor,
-        Activation::Silu: Activation,
+        input: &Tensor,
+        activate: &Activate<'_, Tensor>,
         out: &mut Tensor,
         rows: usize,
     ) -> BackendResult<()> {
         for row in 0..rows {
-            let (gate, up) = gate_up.row(row).split_at(out.columns);
-            for (column, element) in out.row_mut(row).iter_mut().enumerate() {
-                *element = gate[column] / (1.0 + (-gate[column]).exp()) * up[column];
+            let mut input = input.row(row).to_vec();
+            if let Some(bias) = activate.bias {
+                add_row(&mut input, bias.row(0));
+            }
+            for column in 0..out.columns {
+                let value = activation(activate.function, input[column].into());
+                let factor = match activate.gating {
+                    Gating::Gated => f64::from(input[out.columns + column]),
+                    Gating::Plain => 1.0,
+                };
+                out.row_mut(row)[column] = (value * factor) as f32;
             }
         }
         Ok(())
     }
 
-    fn logits(&mut self, hidden: &Tensor, head: &Tensor, out: &mut Tensor) -> BackendResult<()> {
+    fn logits(&mut self, hidden: &Tensor, head: &Head<'_, Tensor>, out: &mut Tensor) -> BackendResult<()> {
         for (index, &row) in self.batch.sampled_rows.iter().enumerate() {
             let last = self.batch.query_range(row as usize).end - 1;
             for token in 0..out.columns {
-                out.row_mut(index)[token] = dot(hidden.row(last), head.row(token));
+                let bias = head.bias.map_or(0.0, |bias| bias.data[token]);
+                let logit = (dot(hidden.row(last), head.weight.row(token)) + bias) * head.scale;
+                out.row_mut(index)[token] = head.soft_cap.map_or(logit, |cap| cap * (logit / cap).tanh());
             }
         }
         Ok(())

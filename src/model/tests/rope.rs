@@ -6,8 +6,8 @@ use super::golden::golden;
 use crate::error::Status;
 use crate::format::Checkpoint;
 use crate::model::families::load_spec;
-use crate::model::rope::Rope;
-use crate::model::spec::{Positions, RopePairing, RopeScaling};
+use crate::model::rope::{Rope, tables};
+use crate::model::spec::RopeScaling;
 
 #[test]
 fn frequencies_equal_those_of_transformers() {
@@ -19,7 +19,8 @@ fn frequencies_equal_those_of_transformers() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("config.json"), case["config"].to_string()).unwrap();
         let spec = load_spec(&Checkpoint::open(directory.path()).unwrap()).unwrap();
-        let rope = Rope::new(&spec.positions, case["max_model_len"].as_u64().unwrap() as usize);
+        let tables = tables(&spec, case["max_model_len"].as_u64().unwrap() as usize);
+        let [rope] = &tables[..] else { panic!("{name} has {} tables", tables.len()) };
         let expected: Vec<f64> = serde_json::from_value(case["inverse_frequencies"].clone()).unwrap();
         assert_eq!(rope.inverse_frequencies.len(), expected.len(), "{name}");
         for (pair, (actual, expected)) in rope.inverse_frequencies.iter().zip(&expected).enumerate() {
@@ -57,13 +58,8 @@ fn supported_contexts_follow_the_scaling() {
 
 #[test]
 fn rows_hold_cosines_then_sines() {
-    let positions = Positions::Rope {
-        theta: 100.0,
-        rotary_dim: 4,
-        pairing: RopePairing::Half,
-        scaling: RopeScaling::PerFrequency { factors: vec![1.0, 4.0] },
-    };
-    let rope = Rope::new(&positions, 10);
+    let scaling = RopeScaling::PerFrequency { factors: vec![1.0, 4.0] };
+    let rope = Rope::new(100.0, 4, &scaling, 10);
     let mut rows = [f32::NAN; 8];
     rope.fill_rows(3, &mut rows);
     for (row, position) in rows.chunks_exact(4).zip([3.0f64, 4.0]) {

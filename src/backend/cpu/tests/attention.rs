@@ -1,6 +1,7 @@
 //! Rotary embedding, cache and attention.
 
 use super::*;
+use crate::backend::RopePairing;
 
 const NUM_BLOCKS: usize = 40;
 
@@ -11,12 +12,15 @@ struct Case {
     rotary_dim: usize,
     pairing: RopePairing,
     dtype: DType,
+    /// Limit of queries, keys and values after their biases.
+    clamp: Option<f32>,
 }
 
 fn case(num_heads: usize, num_kv_heads: usize, head_dim: usize, rotary_dim: usize, dtype: DType) -> Case {
     let shape = AttentionShape { num_heads, num_kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt() };
     let pairing = if rotary_dim.is_multiple_of(4) { RopePairing::Half } else { RopePairing::Interleaved };
-    Case { shape, rotary_dim, pairing, dtype }
+    let clamp = (head_dim == 20).then_some(1.5);
+    Case { shape, rotary_dim, pairing, dtype, clamp }
 }
 
 /// Groups of 1 to 8 heads; head sizes below, at and around the vectors.
@@ -55,6 +59,18 @@ fn sequences(random: &mut Random, case: &Case, block_size: usize, lens: &[usize]
         .collect()
 }
 
+/// Biases of a fused row.
+fn biases(case: &Case) -> Vec<f32> {
+    Random(77).values(case.shape.qkv_width(), 0.5)
+}
+
+/// Rows with their biases, clamped.
+fn biased(case: &Case, rows: &[f32]) -> Vec<f32> {
+    let clamp = case.clamp.unwrap_or(f32::INFINITY);
+    let biases = biases(case);
+    rows.iter().zip(biases.iter().cycle()).map(|(x, bias)| (x + bias).clamp(-clamp, clamp)).collect()
+}
+
 fn angles(case: &Case, num_positions: usize) -> Vec<f32> {
     let half = case.rotary_dim / 2;
     let angle = |p: usize, i: usize| p as f64 / 10000f64.powf(i as f64 / half as f64);
@@ -83,6 +99,7 @@ fn rotated(case: &Case, head: &[f32], angles: &[f32]) -> Vec<f64> {
 
 /// What attention gives for all tokens of a sequence, by the definition.
 fn reference(case: &Case, rows: &[f32]) -> Vec<f64> {
+    let rows = &biased(case, rows)[..];
     let AttentionShape { num_heads, num_kv_heads, head_dim, scale } = case.shape;
     let width = case.shape.qkv_width();
     let num_tokens = rows.len() / width;
@@ -144,6 +161,7 @@ fn run(cpu: &mut Cpu, case: &Case, sequences: &[Sequence], block_size: usize, ch
         DType::Bf16 => cache.elements_mut::<bf16>().fill(bf16::NAN),
     }
     let table = tensor(cpu, DType::F32, case.rotary_dim, &angles(case, longest));
+    let bias = tensor(cpu, DType::F32, width, &biases(case));
     let mut results = vec![Vec::new(); sequences.len()];
     let mut start = 0;
     while start < longest {
@@ -161,9 +179,14 @@ fn run(cpu: &mut Cpu, case: &Case, sequences: &[Sequence], block_size: usize, ch
         }
         cpu.load_batch(&batch).unwrap();
         let mut qkv = tensor(cpu, DType::F32, width, &rows);
-        cpu.rope_and_write_kv(&mut qkv, &table, case.pairing, &shape, &mut cache, 1).unwrap();
+        let transform = QkvTransform {
+            bias: Some(&bias),
+            clamp: case.clamp,
+            ..QkvTransform::rotate(&table, case.pairing)
+        };
+        cpu.rope_and_write_kv(&mut qkv, &transform, &shape, &mut cache, 1).unwrap();
         let mut out = poisoned(cpu, batch.num_tokens() + 1, out_width);
-        cpu.attention(&qkv, &shape, &cache, 1, &mut out).unwrap();
+        cpu.attention(&qkv, &shape, &Scoring::default(), &cache, 1, &mut out).unwrap();
         let out = read(cpu, &out);
         assert!(out[batch.num_tokens() * out_width..].iter().all(|x| x.is_nan()));
         for row in 0..batch.num_rows() {
@@ -259,7 +282,8 @@ fn rope_rotates_queries_and_keys_alone() {
         cpu.load_batch(&batch).unwrap();
         let mut qkv = tensor(&mut cpu, DType::F32, width, &sequence.rows[..4 * width]);
         let table = tensor(&mut cpu, DType::F32, 8, &angles(&case, 20));
-        cpu.rope_and_write_kv(&mut qkv, &table, RopePairing::Half, &case.shape, &mut cache, 0).unwrap();
+        let transform = QkvTransform::rotate(&table, RopePairing::Half);
+        cpu.rope_and_write_kv(&mut qkv, &transform, &case.shape, &mut cache, 0).unwrap();
         let out = read(&mut cpu, &qkv);
         for t in 0..3 {
             let angles = &angles(&case, 20)[(17 + t) * 8..][..8];

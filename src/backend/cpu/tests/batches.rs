@@ -1,6 +1,7 @@
 //! What a batch may hold, and the operations that read tokens and slots from it.
 
 use super::*;
+use crate::backend::RopePairing;
 
 const LIMITS: BackendLimits = BackendLimits { max_tokens: 8, max_slots: 3, vocab_size: 10 };
 const LAYOUT: KvLayout = KvLayout {
@@ -88,15 +89,19 @@ fn a_batch_runs_only_on_the_cache_it_was_checked_with() {
     let table = cpu.alloc(DType::F32, 20, 4).unwrap();
     let short_table = cpu.alloc(DType::F32, 19, 4).unwrap();
     let mut fits = cpu.alloc_kv_cache(&LAYOUT).unwrap();
-    let half = RopePairing::Half;
-    assert!(cpu.attention(&qkv, &shape, &cache, 0, &mut out).is_ok());
-    assert!(cpu.attention(&qkv, &shape, &cache, 1, &mut out).is_err());
-    assert!(cpu.attention(&qkv, &shape, &small, 0, &mut out).is_err());
-    assert!(cpu.rope_and_write_kv(&mut qkv, &table, half, &shape, &mut small, 0).is_err());
-    assert!(cpu.rope_and_write_kv(&mut qkv, &short_table, half, &shape, &mut fits, 0).is_err());
-    assert!(cpu.rope_and_write_kv(&mut qkv, &table, half, &shape, &mut fits, 0).is_ok());
+    let half = |table| QkvTransform::rotate(table, RopePairing::Half);
+    let plain = Scoring::default();
+    assert!(cpu.attention(&qkv, &shape, &plain, &cache, 0, &mut out).is_ok());
+    assert!(cpu.attention(&qkv, &shape, &plain, &cache, 1, &mut out).is_err());
+    assert!(cpu.attention(&qkv, &shape, &plain, &small, 0, &mut out).is_err());
+    assert!(cpu.rope_and_write_kv(&mut qkv, &half(&table), &shape, &mut small, 0).is_err());
+    assert!(cpu.rope_and_write_kv(&mut qkv, &half(&short_table), &shape, &mut fits, 0).is_err());
+    assert!(cpu.rope_and_write_kv(&mut qkv, &half(&table), &shape, &mut fits, 0).is_ok());
+    let narrow = cpu.alloc(DType::F32, 1, 4).unwrap();
+    let with_bias = QkvTransform { bias: Some(&narrow), ..half(&table) };
+    assert!(cpu.rope_and_write_kv(&mut qkv, &with_bias, &shape, &mut fits, 0).is_err());
     let wrong = AttentionShape { num_heads: 3, num_kv_heads: 2, head_dim: 4, scale: 1.0 };
-    assert!(cpu.attention(&qkv, &wrong, &cache, 0, &mut out).is_err());
+    assert!(cpu.attention(&qkv, &wrong, &plain, &cache, 0, &mut out).is_err());
 }
 
 #[test]
@@ -107,13 +112,72 @@ fn embed_copies_rows_of_the_table() {
         cpu.load_batch(&batch()).unwrap();
         let table = tensor(&mut cpu, dtype, 37, &values);
         let mut out = poisoned(&mut cpu, 5, 37);
-        cpu.embed(&table, &mut out).unwrap();
+        cpu.embed(&Embedding::plain(&table), &mut out).unwrap();
         let rows: Vec<_> =
             [1, 2, 3, 9].iter().flat_map(|&t| &values[t * 37..(t + 1) * 37]).copied().collect();
         let expected: Vec<_> = rounded(dtype, &rows).iter().map(|&x| (f64::from(x), 0.0)).collect();
         assert_close("embed", &read(&mut cpu, &out), &expected);
         let short = tensor(&mut cpu, dtype, 37, &values[..9 * 37]);
-        assert!(cpu.embed(&short, &mut out).is_err());
+        assert!(cpu.embed(&Embedding::plain(&short), &mut out).is_err());
+    }
+}
+
+#[test]
+fn embed_scales_and_adds_positions() {
+    let (tokens, positions) = (Random(25).values(10 * 37, 1.0), Random(26).values(20 * 37, 1.0));
+    let row_positions: Vec<usize> = {
+        let batch = batch();
+        let rows = 0..batch.num_rows();
+        rows.flat_map(|row| batch.first_position(row)..batch.context_lens[row] as usize).collect()
+    };
+    for dtype in DTYPES {
+        let mut cpu = reserved();
+        cpu.load_batch(&batch()).unwrap();
+        let (held_tokens, held_positions) = (rounded(dtype, &tokens), rounded(dtype, &positions));
+        let table = tensor(&mut cpu, dtype, 37, &tokens);
+        let positions_table = tensor(&mut cpu, dtype, 37, &positions);
+        let embedding = Embedding { table: &table, scale: 6.5, positions: Some(&positions_table) };
+        let mut out = poisoned(&mut cpu, 5, 37);
+        cpu.embed(&embedding, &mut out).unwrap();
+        let mut expected = Vec::new();
+        for (token, position) in [1, 2, 3, 9].into_iter().zip(&row_positions) {
+            for column in 0..37 {
+                let value = 6.5 * f64::from(held_tokens[token * 37 + column])
+                    + f64::from(held_positions[position * 37 + column]);
+                expected.push((value, 1e-6));
+            }
+        }
+        assert_close("embed", &read(&mut cpu, &out), &expected);
+        let short = tensor(&mut cpu, dtype, 37, &positions[..19 * 37]);
+        assert!(cpu.embed(&Embedding { positions: Some(&short), ..embedding }, &mut out).is_err());
+    }
+}
+
+#[test]
+fn logits_take_bias_scale_and_cap() {
+    for mut cpu in backends() {
+        cpu.reserve(&LIMITS).unwrap();
+        cpu.alloc_kv_cache(&LAYOUT).unwrap();
+        cpu.load_batch(&batch()).unwrap();
+        let weight = tensor(&mut cpu, DType::F32, 33, &Random(23).values(10 * 33, 1.0));
+        let hidden = tensor(&mut cpu, DType::F32, 33, &Random(22).values(5 * 33, 1.0));
+        let biases = Random(24).values(10, 3.0);
+        let bias = tensor(&mut cpu, DType::F32, 10, &biases);
+        let mut plain = poisoned(&mut cpu, 3, 10);
+        cpu.logits(&hidden, &Head::plain(&weight), &mut plain).unwrap();
+        let plain = read(&mut cpu, &plain);
+        for (scale, soft_cap) in [(1.0, None), (0.25, None), (1.5, Some(4.0))] {
+            let mut out = poisoned(&mut cpu, 3, 10);
+            let head = Head { weight: &weight, bias: Some(&bias), scale, soft_cap };
+            cpu.logits(&hidden, &head, &mut out).unwrap();
+            let expected = plain[..20].iter().zip(biases.iter().cycle()).map(|(&product, &bias)| {
+                let logit = (f64::from(product) + f64::from(bias)) * f64::from(scale);
+                (soft_cap.map_or(logit, |cap| f64::from(cap) * (logit / f64::from(cap)).tanh()), 2e-6)
+            });
+            assert_close("logits", &read(&mut cpu, &out), &expected.collect::<Vec<_>>());
+        }
+        let head = Head { bias: Some(&weight), ..Head::plain(&weight) };
+        assert!(cpu.logits(&hidden, &head, &mut poisoned(&mut Cpu::new(1).unwrap(), 3, 10)).is_err());
     }
 }
 
@@ -127,7 +191,7 @@ fn logits_are_of_the_last_tokens_of_sampled_rows() {
         let head = tensor(&mut cpu, DType::Bf16, 33, &Random(23).values(10 * 33, 1.0));
         let all = tensor(&mut cpu, DType::F32, 33, &hidden);
         let mut out = poisoned(&mut cpu, 3, 10);
-        cpu.logits(&all, &head, &mut out).unwrap();
+        cpu.logits(&all, &Head::plain(&head), &mut out).unwrap();
         let last = tensor(&mut cpu, DType::F32, 33, &hidden[2 * 33..4 * 33]);
         let mut expected = poisoned(&mut cpu, 3, 10);
         cpu.linear(&last, &head, &mut expected, 2).unwrap();

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::backend::cpu::simd::{Kernel, MAX_LANES, Simd, math};
+use crate::backend::{Activation, Gating, NormKind};
 
 /// Backend, name for messages.
 fn each_backend(mut test: impl FnMut(&mut Cpu, &str)) {
@@ -86,80 +87,184 @@ fn linear_gives_a_row_the_same_bits_in_any_batch() {
     }
 }
 
+/// What a norm makes of a row, by the definition.
+fn normed(kind: NormKind, row: &[f64], weight: &[f32], bias: Option<&[f32]>, epsilon: f32) -> Vec<f64> {
+    let width = row.len() as f64;
+    let mean = if kind == NormKind::Layer { row.iter().sum::<f64>() / width } else { 0.0 };
+    let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width;
+    let deviation = (variance + f64::from(epsilon)).sqrt();
+    let bias = |i: usize| bias.map_or(0.0, |bias| f64::from(bias[i]));
+    row.iter().enumerate().map(|(i, x)| (x - mean) / deviation * f64::from(weight[i]) + bias(i)).collect()
+}
+
+/// Rows of `residual` plus those of the deltas that are there, and their biases.
+fn summed(width: usize, residual: &[f32], deltas: [Option<(&[f32], &[f32])>; 2]) -> Vec<f32> {
+    let mut sums = residual.to_vec();
+    for (values, bias) in deltas.into_iter().flatten() {
+        for (i, sum) in sums.iter_mut().enumerate() {
+            *sum = (*sum + values[i]) + bias[i % width];
+        }
+    }
+    sums
+}
+
+const NORM_SHAPES: [(usize, usize); 7] = [(1, 1), (1, 7), (3, 16), (5, 31), (2, 33), (4, 576), (70, 640)];
+
 #[test]
-fn add_rms_norm_adds_then_normalises() {
+fn add_norm_adds_then_normalises() {
     let mut random = Random(3);
-    for (rows, width) in [(1, 1), (1, 7), (3, 16), (5, 31), (2, 33), (4, 576), (70, 640)] {
-        for dtype in DTYPES {
-            for with_delta in [false, true] {
-                let residual = random.values(rows * width, 3.0);
-                let delta = random.values(rows * width, 3.0);
-                let weight = random.values(width, 2.0);
-                let epsilon = 1e-5f32;
-                let sums: Vec<f32> =
-                    residual.iter().zip(&delta).map(|(r, d)| if with_delta { r + d } else { *r }).collect();
-                let held = rounded(dtype, &weight);
-                let mut expected = Vec::new();
-                for row in sums.chunks(width) {
-                    let square = row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / width as f64;
-                    let rms = (square + f64::from(epsilon)).sqrt();
-                    expected.extend(row.iter().zip(&held).map(|(&x, &w)| {
-                        let value = f64::from(x) / rms * f64::from(w);
-                        (value, 2e-6 * value.abs())
-                    }));
-                }
-                each_backend(|cpu, name| {
-                    let mut residual = tensor(cpu, DType::F32, width, &residual);
-                    let delta = tensor(cpu, DType::F32, width, &delta);
-                    let weight = tensor(cpu, dtype, width, &weight);
-                    let mut out = poisoned(cpu, rows + 1, width);
-                    let delta = with_delta.then_some(&delta);
-                    cpu.add_rms_norm(&mut residual, delta, &weight, epsilon, &mut out, rows).unwrap();
-                    let what = format!("add_rms_norm [{rows}, {width}] {dtype:?} {name}");
-                    assert_close(&what, &read(cpu, &out), &expected);
-                    assert_eq!(bits(&read(cpu, &residual)), bits(&sums), "{what}: residual");
-                });
+    for (rows, width) in NORM_SHAPES {
+        for (kind, num_deltas, with_bias) in [
+            (NormKind::Rms, 0, false),
+            (NormKind::Rms, 1, false),
+            (NormKind::Layer, 1, true),
+            (NormKind::Layer, 2, true),
+            (NormKind::Rms, 2, true),
+        ] {
+            let residual = random.values(rows * width, 3.0);
+            let (first, second) = (random.values(rows * width, 3.0), random.values(rows * width, 3.0));
+            let (biases, weight) = (random.values(width, 1.0), random.values(width, 2.0));
+            let norm_bias = random.values(width, 1.0);
+            let epsilon = 1e-5f32;
+            let deltas = [(num_deltas > 0).then_some((&first[..], &biases[..])), {
+                (num_deltas > 1).then_some((&second[..], &biases[..]))
+            }];
+            let sums = summed(width, &residual, deltas);
+            let mut expected = Vec::new();
+            for row in sums.chunks(width) {
+                let row: Vec<f64> = row.iter().map(|&x| f64::from(x)).collect();
+                let normed = normed(kind, &row, &weight, with_bias.then_some(&norm_bias), epsilon);
+                // A mean subtracted leaves the rounding of what it was subtracted from.
+                expected.extend(normed.into_iter().map(|value| (value, 5e-6 * (1.0 + value.abs()))));
             }
+            each_backend(|cpu, name| {
+                let mut row = |width: usize, values: &[f32]| tensor(cpu, DType::F32, width, values);
+                let (first, second) = (row(width, &first), row(width, &second));
+                let (biases, norm_bias) = (row(width, &biases), row(width, &norm_bias));
+                let (weight, mut residual) = (row(width, &weight), row(width, &residual));
+                let mut out = poisoned(cpu, rows + 1, width);
+                let delta = |values| Delta { values, bias: Some(&biases) };
+                let deltas =
+                    [(num_deltas > 0).then(|| delta(&first)), (num_deltas > 1).then(|| delta(&second))];
+                let norm = Norm { kind, epsilon, weight: &weight, bias: with_bias.then_some(&norm_bias) };
+                cpu.add_norm(&mut residual, deltas, &norm, &mut out, rows).unwrap();
+                let what = format!("add_norm [{rows}, {width}] {kind:?} {num_deltas} {name}");
+                if width > 1 || kind == NormKind::Rms {
+                    assert_close(&what, &read(cpu, &out), &expected);
+                }
+                assert_eq!(bits(&read(cpu, &residual)), bits(&sums), "{what}: residual");
+            });
         }
     }
 }
 
 #[test]
-fn add_rms_norm_leaves_rows_beyond_alone() {
+fn norm_add_normalises_then_adds() {
+    let mut random = Random(9);
+    for (rows, width) in NORM_SHAPES {
+        for kind in [NormKind::Rms, NormKind::Layer] {
+            let (residual, delta) = (random.values(rows * width, 3.0), random.values(rows * width, 3.0));
+            let (biases, weight) = (random.values(width, 1.0), random.values(width, 2.0));
+            let mut expected = Vec::new();
+            for (row, residual) in delta.chunks(width).zip(residual.chunks(width)) {
+                let row: Vec<f64> = row.iter().zip(&biases).map(|(&x, &b)| f64::from(x + b)).collect();
+                let normed = normed(kind, &row, &weight, Some(&biases), 1e-5);
+                let sums = normed.iter().zip(residual).map(|(x, &r)| x + f64::from(r));
+                expected.extend(sums.map(|value| (value, 1e-5 * (1.0 + value.abs()))));
+            }
+            each_backend(|cpu, name| {
+                let mut row = |values: &[f32]| tensor(cpu, DType::F32, width, values);
+                let (delta, biases, weight) = (row(&delta), row(&biases), row(&weight));
+                let mut residual = row(&residual);
+                let norm = Norm { kind, epsilon: 1e-5, weight: &weight, bias: Some(&biases) };
+                let delta = Delta { values: &delta, bias: Some(&biases) };
+                cpu.norm_add(delta, &norm, &mut residual, rows).unwrap();
+                let what = format!("norm_add [{rows}, {width}] {kind:?} {name}");
+                if width > 1 || kind == NormKind::Rms {
+                    assert_close(&what, &read(cpu, &residual), &expected);
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn add_norm_leaves_rows_beyond_alone() {
     each_backend(|cpu, name| {
         let values = Random(4).values(3 * 20, 1.0);
         let mut residual = tensor(cpu, DType::F32, 20, &values);
         let delta = tensor(cpu, DType::F32, 20, &values);
         let weight = tensor(cpu, DType::F32, 20, &values[..20]);
         let mut out = poisoned(cpu, 3, 20);
-        cpu.add_rms_norm(&mut residual, Some(&delta), &weight, 1e-5, &mut out, 2).unwrap();
+        let deltas = [Some(Delta::plain(&delta)), None];
+        cpu.add_norm(&mut residual, deltas, &Norm::rms(&weight, 1e-5), &mut out, 2).unwrap();
         assert_eq!(read(cpu, &residual)[40..], values[40..], "{name}");
         assert!(read(cpu, &out)[40..].iter().all(|x| x.is_nan()), "{name}");
     });
 }
 
-#[test]
-fn gated_activation_is_silu_times_up() {
-    let mut random = Random(5);
-    for (rows, width) in [(1, 1), (1, 15), (3, 16), (2, 17), (5, 100), (40, 1536)] {
-        let mut gate_up = random.values(rows * 2 * width, 20.0);
-        if width == 100 {
-            gate_up[..8].copy_from_slice(&[0.0, -0.0, 88.5, -88.5, -300.0, 300.0, 1e-30, -87.0]);
+/// An activation by its definition.
+fn activated(function: Activation, x: f64) -> f64 {
+    let sigmoid = |y: f64| 1.0 / (1.0 + (-y).exp());
+    match function {
+        Activation::Silu => x * sigmoid(x),
+        Activation::Gelu => x * normal_cdf(x),
+        Activation::GeluTanh => {
+            x * sigmoid(2.0 * (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x))
         }
-        let mut expected = Vec::new();
-        for row in gate_up.chunks(2 * width) {
-            for i in 0..width {
-                let (gate, up) = (f64::from(row[i]), f64::from(row[width + i]));
-                let value = gate / (1.0 + (-gate).exp()) * up;
-                expected.push((value, 1e-6 * value.abs() + 1e-34));
+        Activation::QuickGelu => x * sigmoid(1.702 * x),
+        Activation::Relu => x.max(0.0),
+        Activation::ReluSquared => x.max(0.0).powi(2),
+    }
+}
+
+/// `P(X <= x)` for a standard normal X: Simpson's rule from 0.
+fn normal_cdf(x: f64) -> f64 {
+    const STEPS: usize = 2000;
+    let x = x.clamp(-12.0, 12.0);
+    let density = |y: f64| (-y * y / 2.0).exp() / std::f64::consts::TAU.sqrt();
+    let width = x / STEPS as f64;
+    let weight = |i: usize| if i == 0 || i == STEPS { 1.0 } else { 2.0 * (1 + i % 2) as f64 };
+    0.5 + (0..=STEPS).map(|i| weight(i) * density(width * i as f64)).sum::<f64>() * width / 3.0
+}
+
+#[test]
+fn activations_follow_their_definitions() {
+    let mut random = Random(5);
+    for function in Activation::ALL {
+        for (rows, width) in [(1, 1), (1, 15), (3, 16), (2, 17), (5, 100)] {
+            for (gating, with_bias) in [(Gating::Gated, false), (Gating::Gated, true), (Gating::Plain, true)]
+            {
+                let input_width = gating.input_width(width);
+                let mut input = random.values(rows * input_width, 12.0);
+                if width == 100 {
+                    input[..8].copy_from_slice(&[0.0, -0.0, 88.5, -88.5, -300.0, 300.0, 1e-30, -87.0]);
+                }
+                let biases = random.values(input_width, if with_bias { 2.0 } else { 0.0 });
+                let mut expected = Vec::new();
+                for row in input.chunks(input_width) {
+                    let row: Vec<f64> = row.iter().zip(&biases).map(|(&x, &b)| f64::from(x + b)).collect();
+                    for i in 0..width {
+                        let factor = if gating == Gating::Gated { row[width + i] } else { 1.0 };
+                        let value = activated(function, row[i]) * factor;
+                        // The error function is within 5e-7 of 1; an exponent of 20 carries the rounding of
+                        // its argument, in tails that are nearly 0.
+                        let tail = if function == Activation::Gelu { 5e-7 } else { 1e-8 };
+                        let tolerance = 1e-6 * value.abs() + tail * (row[i] * factor).abs();
+                        expected.push((value, tolerance + 1e-34));
+                    }
+                }
+                each_backend(|cpu, name| {
+                    let input = tensor(cpu, DType::F32, input_width, &input);
+                    let biases = tensor(cpu, DType::F32, input_width, &biases);
+                    let mut out = poisoned(cpu, rows + 1, width);
+                    let activate = Activate { function, gating, bias: with_bias.then_some(&biases) };
+                    cpu.activate(&input, &activate, &mut out, rows).unwrap();
+                    let what = format!("{} [{rows}, {width}] {gating:?} {name}", function.name());
+                    assert_close(&what, &read(cpu, &out), &expected);
+                });
             }
         }
-        each_backend(|cpu, name| {
-            let gate_up = tensor(cpu, DType::F32, 2 * width, &gate_up);
-            let mut out = poisoned(cpu, rows + 1, width);
-            cpu.gated_activation(&gate_up, Activation::Silu, &mut out, rows).unwrap();
-            assert_close(&format!("gated_activation [{rows}, {width}] {name}"), &read(cpu, &out), &expected);
-        });
     }
 }
 
@@ -170,9 +275,11 @@ fn a_nan_stays_one() {
         values[3] = f32::NAN;
         let row = tensor(cpu, DType::F32, 40, &values);
         let mut out = poisoned(cpu, 1, 20);
-        cpu.gated_activation(&row, Activation::Silu, &mut out, 1).unwrap();
-        let nans: Vec<_> = read(cpu, &out).iter().map(|x| x.is_nan()).collect();
-        assert_eq!(nans, (0..20).map(|i| i == 3).collect::<Vec<_>>(), "{name}");
+        for function in Activation::ALL {
+            cpu.activate(&row, &Activate::gated(function), &mut out, 1).unwrap();
+            let nans: Vec<_> = read(cpu, &out).iter().map(|x| x.is_nan()).collect();
+            assert_eq!(nans, (0..20).map(|i| i == 3).collect::<Vec<_>>(), "{name} {function:?}");
+        }
         for dtype in DTYPES {
             let weight = tensor(cpu, dtype, 40, &Random(7).values(40, 1.0));
             let mut out = tensor(cpu, DType::F32, 1, &[0.0]);
@@ -196,10 +303,15 @@ fn widths_that_do_not_match_are_refused() {
     invalid(cpu.linear(&narrow, &narrow, &mut out, 1), "out is [2, 8] and must be [1 or more, 2]");
     invalid(cpu.linear(&half, &narrow, &mut out, 1), "input is F16");
     invalid(cpu.linear(&narrow, &narrow, &mut out, 3), "must be [3 or more, 8]");
-    invalid(cpu.gated_activation(&narrow, Activation::Silu, &mut out, 1), "gate_up");
+    invalid(cpu.activate(&narrow, &Activate::gated(Activation::Silu), &mut out, 1), "input");
     let mut residual = cpu.alloc(DType::F32, 2, 8).unwrap();
-    invalid(cpu.add_rms_norm(&mut residual, Some(&wide), &narrow, 1e-5, &mut out, 1), "delta");
-    invalid(cpu.add_rms_norm(&mut residual, None, &wide, 1e-5, &mut out, 1), "weight");
+    let norm = Norm::rms(&narrow, 1e-5);
+    invalid(cpu.add_norm(&mut residual, [Some(Delta::plain(&wide)), None], &norm, &mut out, 1), "delta");
+    let bias = Delta { values: &narrow, bias: Some(&wide) };
+    invalid(cpu.add_norm(&mut residual, [None, Some(bias)], &norm, &mut out, 1), "bias of the delta");
+    invalid(cpu.norm_add(Delta::plain(&wide), &norm, &mut residual, 1), "delta");
+    let norm = Norm::rms(&wide, 1e-5);
+    invalid(cpu.add_norm(&mut residual, [None; 2], &norm, &mut out, 1), "weight");
     invalid(cpu.write_rows(&mut out, 0, &[0; 31]), "31 bytes");
     invalid(cpu.write_rows(&mut out, 1, &[0; 64]), "2 rows from row 1");
     invalid(cpu.write_rows(&mut out, usize::MAX, &[0; 64]), "2 rows");

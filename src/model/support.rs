@@ -1,0 +1,37 @@
+//! Whether a backend can do what a model needs.
+
+use crate::backend::{Backend, Feature};
+use crate::model::error::{ModelError, ModelResult};
+use crate::model::spec::{ModelSpec, Positions};
+
+impl ModelSpec {
+    /// Refuses a validated spec that needs more of `backend` than it can do; the error names the field.
+    pub fn check_support<B: Backend>(&self, backend: &B) -> ModelResult<()> {
+        let is_alibi = matches!(self.positions, Positions::Alibi { .. });
+        let attention = &self.attention;
+        let features = [
+            ("positions.kind", "alibi", is_alibi, Feature::Alibi),
+            ("attention.qk_norm", "a norm", attention.qk_norm.is_some(), Feature::QkNorm),
+            ("attention.score_soft_cap", "a cap", attention.score_soft_cap.is_some(), Feature::ScoreSoftCap),
+            ("attention.sliding_window", "a window", attention.sliding_window.is_some(), Feature::Window),
+        ];
+        for (field, what, is_used, feature) in features {
+            if is_used && !backend.supports(feature) {
+                let message = format!("{what} is not supported on this device; use device cpu");
+                return Err(ModelError::unsupported(field, message));
+            }
+        }
+        let sizes = [
+            ("heads.head_dim", self.heads.head_dim, Feature::HeadDim(self.heads.head_dim)),
+            ("hidden_size", self.hidden_size, Feature::Width(self.hidden_size)),
+            ("intermediate_size", self.intermediate_size, Feature::Width(self.intermediate_size)),
+        ];
+        for (field, size, feature) in sizes {
+            if !backend.supports(feature) {
+                let message = format!("{size} is not supported on this device; use device cpu");
+                return Err(ModelError::unsupported(field, message));
+            }
+        }
+        Ok(())
+    }
+}
