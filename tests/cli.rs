@@ -350,6 +350,8 @@ fn bench_makes_weights_up() {
     let object = bench(CONFIG).json();
     assert_eq!(object["config"]["requests"], "3 x 20 in, 5 out");
     assert_eq!(object["config"]["weights"], "random");
+    let startup = |key: &str| object[key].as_f64().unwrap();
+    assert!(0.0 < startup("creation_s") && startup("creation_s") < startup("first_token_s"));
     assert!(object["results"][0]["median_run"]["output_tokens_per_second"].as_f64().unwrap() > 0.0);
     let peaks =
         ["--random-weights", file.to_str().unwrap(), "--peak-flops", "0.5", "--peak-bandwidth", "0.05"];

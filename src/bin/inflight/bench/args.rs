@@ -37,6 +37,7 @@ due:
   ITL            inter-token latency: gaps between token events, of all requests together; an event of n
                  tokens counts as n gaps of a part each
   E2E            start to the request's terminal event
+  creation       of the engine; and from its start to the first token of a request with the first prompt
   percentiles    linear interpolation between closest ranks, over the requests of the run shown
 With --repeats, the run with the median output tok/s is shown, and every run's figure is listed.
 

@@ -9,6 +9,7 @@ mod run;
 mod work;
 
 use std::io::Write;
+use std::time::Instant;
 
 use inflight::backend::DType;
 use inflight::format::Checkpoint;
@@ -24,7 +25,7 @@ use crate::workload::Lengths;
 use figures::{Figures, Goals, Yardstick};
 use load::Load;
 use meter::{Meter, cuda_device};
-use report::{Report, Setting};
+use report::{Report, Setting, Startup};
 use run::{Bench, Run};
 use work::{Ceilings, ModelCosts};
 
@@ -35,12 +36,16 @@ pub fn run(args: &BenchArgs, interrupt: &Interrupt) -> Result<(), Failure> {
     let mut options = args.engine.to_options(args.model());
     options.random_weights = args.random_weights.as_ref().map(|_| args.seed);
     options.max_queued_requests = options.max_queued_requests.max(workload.len()).max(num_warmup);
+    let start = Instant::now();
     let engine = load(options.clone(), args.json, interrupt)?;
+    let creation_s = start.elapsed().as_secs_f64();
     let device = &engine.model_info().device;
     let yardstick = yardstick(args, &options, device)?;
     let meter = cuda_device(device).map(|(ordinal, name)| Meter::open(ordinal, name));
 
     let mut bench = Bench::new(&engine, interrupt, args.seed);
+    bench.run(&[Lengths { output: 1, ..workload[0] }], Load::Burst)?;
+    let startup = Startup { creation_s, first_token_s: start.elapsed().as_secs_f64() };
     let warmup: Vec<Lengths> = workload.iter().cycle().take(num_warmup).copied().collect();
     if !warmup.is_empty() {
         bench.run(&warmup, Load::Burst)?;
@@ -65,7 +70,7 @@ pub fn run(args: &BenchArgs, interrupt: &Interrupt) -> Result<(), Failure> {
         Ok(_) => ("energy", "of the whole card, by NVML".to_owned()),
         Err(reason) => ("energy", format!("not available: {reason}")),
     }));
-    let report = Report { heading, settings };
+    let report = Report { heading, startup, settings };
     let text = if args.json { report.to_json().to_string() + "\n" } else { report.to_text() };
     Ok(std::io::stdout().lock().write_all(text.as_bytes())?)
 }

@@ -78,10 +78,19 @@ impl Setting {
     }
 }
 
+/// Seconds from the start of the engine's creation.
+pub struct Startup {
+    /// To its end.
+    pub creation_s: f64,
+    /// To the first token of a request with the workload's first prompt.
+    pub first_token_s: f64,
+}
+
 /// Everything a benchmark found out.
 pub struct Report {
     /// What was run, and how.
     pub heading: Vec<(&'static str, String)>,
+    pub startup: Startup,
     pub settings: Vec<Setting>,
 }
 
@@ -91,7 +100,8 @@ impl Report {
         let heading: Map<String, Value> =
             self.heading.iter().map(|(name, value)| ((*name).to_owned(), value.as_str().into())).collect();
         let results: Vec<Value> = self.settings.iter().map(Setting::to_json).collect();
-        json!({"config": heading, "results": results})
+        let Startup { creation_s, first_token_s } = self.startup;
+        json!({"config": heading, "creation_s": creation_s, "first_token_s": first_token_s, "results": results})
     }
 
     /// Tables for people.
@@ -100,6 +110,8 @@ impl Report {
         for (name, value) in &self.heading {
             line(&mut text, name, value);
         }
+        let Startup { creation_s, first_token_s } = self.startup;
+        line(&mut text, "creation, s", &format!("{creation_s:.2}; to the first token {first_token_s:.2}"));
         for setting in &self.settings {
             text.push('\n');
             setting.write_text(&mut text);
