@@ -420,7 +420,8 @@ typedef struct {
     /// Tokens in a block of the KV cache, a multiple of 16; default 64.
     uint32_t kv_block_size;
     /// Bytes for the KV cache, per device; default: enough for max_num_sequences full contexts, at most a
-    /// quarter of the memory that is available.
+    /// quarter of the memory that the host has available, or what weights and workspace leave of nine tenths
+    /// of a CUDA device's free memory.
     uint64_t kv_cache_bytes;
     /// Hard limit in bytes on weights, KV cache and workspace together, per device; default: none.
     uint64_t memory_limit_bytes;

@@ -99,8 +99,8 @@ pub struct EngineOptions {
     pub max_model_len: usize,
     /// Tokens in a KV block; 0: the default, 64. A multiple of 16.
     pub kv_block_size: usize,
-    /// Bytes for the KV cache; 0: enough for `max_num_sequences` full contexts, at most a quarter of the
-    /// host's available memory.
+    /// Bytes for the KV cache; 0: enough for `max_num_sequences` full contexts, at most a quarter of a host's
+    /// available memory, or what weights and workspace leave of nine tenths of a CUDA device's free memory.
     pub kv_cache_bytes: u64,
     /// Hard limit in bytes on weights, KV cache and workspace together, per device; 0: none.
     pub memory_limit_bytes: u64,

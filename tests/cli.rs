@@ -350,7 +350,26 @@ fn bench_makes_weights_up() {
     let object = bench(CONFIG).json();
     assert_eq!(object["config"]["requests"], "3 x 20 in, 5 out");
     assert_eq!(object["config"]["weights"], "random");
+    let startup = |key: &str| object[key].as_f64().unwrap();
+    assert!(0.0 < startup("creation_s") && startup("creation_s") < startup("first_token_s"));
     assert!(object["results"][0]["median_run"]["output_tokens_per_second"].as_f64().unwrap() > 0.0);
+    let peaks =
+        ["--random-weights", file.to_str().unwrap(), "--peak-flops", "0.5", "--peak-bandwidth", "0.05"];
+    let shares = |load: &[&str]| {
+        let object =
+            run(&[&["bench", "--device", "cpu", "--json", "--output-len", "5"], &peaks[..], load].concat());
+        object.json()["results"][0]["median_run"].clone()
+    };
+    let percent = |run: &Value, key: &str| run[key].as_f64().unwrap_or_else(|| panic!("{key} in {run}"));
+    let burst = shares(&["--requests", "3", "--input-len", "20"]);
+    let single = shares(&["--single-stream", "--input-len", "20"]);
+    for (run, key) in [
+        (&burst, "model_flops_percent"),
+        (&single, "prompt_flops_percent"),
+        (&single, "decode_bandwidth_percent"),
+    ] {
+        assert!((0.0..100.0).contains(&percent(run, key)) && percent(run, key) > 0.0, "{key}: {run}");
+    }
     let too_long = bench(&CONFIG.replace("64", "24"));
     assert_eq!(too_long.code, 1);
     assert!(too_long.stderr.contains("request 0 (20 tokens in, 5 out)"), "{}", too_long.stderr);

@@ -7,7 +7,7 @@ use crate::config::{DTypeChoice, EngineOptions, LogLevel};
 use crate::engine::echo::EchoExecutor;
 use crate::engine::executor::Executor;
 use crate::engine::info::{MemoryPlan, ModelInfo};
-use crate::engine::model::{self, Target};
+use crate::engine::model::{self, CacheShare, Target};
 use crate::engine::scheduler::SchedulerConfig;
 use crate::engine::sync::Arc;
 use crate::error::{Error, Result, Status};
@@ -105,9 +105,9 @@ pub(super) fn load(options: &EngineOptions) -> Result<EngineParts> {
 pub(super) fn plan(options: &EngineOptions) -> Result<MemoryPlan> {
     check(options)?;
     match choose_device(options)? {
-        Device::Auto | Device::Cpu => model::plan(&cpu_target(options)?.backend, options),
+        Device::Auto | Device::Cpu => model::plan(&cpu_target(options)?, options),
         #[cfg(feature = "cuda")]
-        Device::Cuda(ordinal) => model::plan(&cuda_target(ordinal, options)?.backend, options),
+        Device::Cuda(ordinal) => model::plan(&cuda_target(ordinal, options)?, options),
         #[cfg(not(feature = "cuda"))]
         Device::Cuda(_) => Err(no_cuda()),
         Device::Echo(_) => Ok(plan_echo(options)),
@@ -142,7 +142,8 @@ fn probe_cuda() -> Result<()> {
 
 fn cpu_target(options: &EngineOptions) -> Result<Target<Cpu>> {
     let backend = Cpu::new(options.num_threads)?;
-    Ok(Target { backend, device: "cpu".to_owned(), pipeline_depth: 1 })
+    let cache_share = CacheShare::HostMemory;
+    Ok(Target { backend, device: "cpu".to_owned(), pipeline_depth: 1, cache_share })
 }
 
 #[cfg(feature = "cuda")]
@@ -152,7 +153,7 @@ fn cuda_target(ordinal: u32, options: &EngineOptions) -> Result<Target<crate::ba
     }
     let backend = crate::backend::cuda::Cuda::new(ordinal)?;
     let device = format!("cuda:{ordinal} ({})", backend.device_name());
-    Ok(Target { backend, device, pipeline_depth: 2 })
+    Ok(Target { backend, device, pipeline_depth: 2, cache_share: CacheShare::DeviceMemory })
 }
 
 #[cfg(not(feature = "cuda"))]

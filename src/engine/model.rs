@@ -20,13 +20,35 @@ pub(super) struct Target<B> {
     pub(super) device: String,
     /// Steps that may be submitted before the first is collected.
     pub(super) pipeline_depth: usize,
+    /// What the KV cache takes where the options leave it open.
+    pub(super) cache_share: CacheShare,
+}
+
+/// Most of the free memory that the KV cache takes where the options set neither its size nor a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CacheShare {
+    /// A quarter: the memory is the host's too, which wants to live.
+    HostMemory,
+    /// What weights and workspace leave of nine tenths: a device's memory is there to be used, but the driver,
+    /// compiled graphs and other processes need some.
+    DeviceMemory,
+}
+
+impl CacheShare {
+    /// Bytes for the cache of `available_bytes` free ones, of which the rest of the engine takes `other_bytes`.
+    fn cache_bytes(self, available_bytes: u64, other_bytes: u64) -> u64 {
+        match self {
+            Self::HostMemory => available_bytes / 4,
+            Self::DeviceMemory => (available_bytes / 10 * 9).saturating_sub(other_bytes),
+        }
+    }
 }
 
 /// Loads the model that `options` name onto `target`.
 pub(super) fn load<B: Backend>(target: Target<B>, options: &EngineOptions) -> Result<EngineParts> {
     let checkpoint = open(options)?;
     let spec = load_spec(&checkpoint)?;
-    let Sizes { config, memory } = Sizes::choose(&target.backend, &spec, options)?;
+    let Sizes { config, memory } = Sizes::choose(&target, &spec, options)?;
     if !memory.fits {
         return Err(does_not_fit(&memory, options));
     }
@@ -51,9 +73,9 @@ fn open(options: &EngineOptions) -> Result<Checkpoint> {
 }
 
 /// What [`load`] would reserve.
-pub(super) fn plan<B: Backend>(backend: &B, options: &EngineOptions) -> Result<MemoryPlan> {
+pub(super) fn plan<B: Backend>(target: &Target<B>, options: &EngineOptions) -> Result<MemoryPlan> {
     let spec = load_spec(&open(options)?)?;
-    Ok(Sizes::choose(backend, &spec, options)?.memory)
+    Ok(Sizes::choose(target, &spec, options)?.memory)
 }
 
 /// The sizes of a decoder and the memory that they take.
@@ -63,7 +85,8 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn choose<B: Backend>(backend: &B, spec: &ModelSpec, options: &EngineOptions) -> Result<Sizes> {
+    fn choose<B: Backend>(target: &Target<B>, spec: &ModelSpec, options: &EngineOptions) -> Result<Sizes> {
+        let backend = &target.backend;
         if options.max_model_len > spec.max_positions {
             return Err(Error::invalid_argument(format!(
                 "max_model_len is {} but the model was made for {} positions",
@@ -98,6 +121,7 @@ impl Sizes {
             full_blocks: (max_model_len.div_ceil(config.kv_block_size) as u64)
                 .saturating_mul(options.max_num_sequences as u64),
             available_bytes,
+            share: target.cache_share,
         };
         let num_kv_blocks = budget.num_blocks(options);
         let config = DecoderConfig { num_kv_blocks: num_kv_blocks as usize, ..config };
@@ -127,11 +151,12 @@ struct CacheBudget {
     full_blocks: u64,
     /// 0 where unknown.
     available_bytes: u64,
+    share: CacheShare,
 }
 
 impl CacheBudget {
     /// The blocks asked for, or as many as can be of use within the limit, at least one. Without a limit the
-    /// cache takes at most a quarter of the memory that is free: the host wants to live too.
+    /// cache takes at most its share of the memory that is free.
     fn num_blocks(&self, options: &EngineOptions) -> u64 {
         let num_blocks = if options.kv_cache_bytes > 0 {
             options.kv_cache_bytes / self.block_bytes
@@ -139,7 +164,8 @@ impl CacheBudget {
             let left = options.memory_limit_bytes.saturating_sub(self.other_bytes);
             self.full_blocks.min(left / self.block_bytes)
         } else if self.available_bytes > 0 {
-            self.full_blocks.min(self.available_bytes / 4 / self.block_bytes)
+            let left = self.share.cache_bytes(self.available_bytes, self.other_bytes);
+            self.full_blocks.min(left / self.block_bytes)
         } else {
             self.full_blocks
         };
@@ -162,4 +188,40 @@ fn does_not_fit(memory: &MemoryPlan, options: &EngineOptions) -> Error {
              fit {limit}; lower kv_cache_bytes, max_num_sequences or max_batched_tokens, or use a smaller model"
         ),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn num_blocks(budget: CacheBudget, change: impl FnOnce(&mut EngineOptions)) -> u64 {
+        let mut options = EngineOptions::new("model");
+        change(&mut options);
+        budget.num_blocks(&options)
+    }
+
+    fn budget(share: CacheShare, available_bytes: u64) -> CacheBudget {
+        CacheBudget { block_bytes: 10, other_bytes: 400, full_blocks: 80, available_bytes, share }
+    }
+
+    #[test]
+    fn a_host_gives_a_quarter_and_a_device_what_is_left_of_most() {
+        let blocks = |share, available| num_blocks(budget(share, available), |_| {});
+        assert_eq!(blocks(CacheShare::HostMemory, 1000), 25);
+        assert_eq!(blocks(CacheShare::DeviceMemory, 1000), 50);
+        // No more than is of use, no fewer than one, and everything of use where nothing is known.
+        assert_eq!(blocks(CacheShare::HostMemory, 100_000), 80);
+        assert_eq!(blocks(CacheShare::DeviceMemory, 100_000), 80);
+        assert_eq!(blocks(CacheShare::DeviceMemory, 440), 1);
+        assert_eq!(blocks(CacheShare::DeviceMemory, 0), 80);
+    }
+
+    #[test]
+    fn options_come_before_shares() {
+        for share in [CacheShare::HostMemory, CacheShare::DeviceMemory] {
+            assert_eq!(num_blocks(budget(share, 1000), |options| options.kv_cache_bytes = 999), 99);
+            assert_eq!(num_blocks(budget(share, 1000), |options| options.memory_limit_bytes = 725), 32);
+            assert_eq!(num_blocks(budget(share, 1000), |options| options.memory_limit_bytes = 300), 1);
+        }
+    }
 }

@@ -37,12 +37,30 @@ due:
   ITL            inter-token latency: gaps between token events, of all requests together; an event of n
                  tokens counts as n gaps of a part each
   E2E            start to the request's terminal event
+  creation       of the engine; and from its start to the first token of a request with the first prompt
   percentiles    linear interpolation between closest ranks, over the requests of the run shown
 With --repeats, the run with the median output tok/s is shown, and every run's figure is listed.
 
 --single-stream takes the phases apart:
   prompt tok/s   prompt tokens / TTFT
-  decode tok/s   (output tokens - 1) / (last token event - first token event), at the depth of the prompt";
+  decode tok/s   (output tokens - 1) / (last token event - first token event), at the depth of the prompt
+
+Shares of the device's ceilings, where those are known (H100 80GB HBM3, H200) or given:
+  prompt, % FLOP/s   with --single-stream, of --peak-flops: FLOP of the prompt / TTFT
+  decode, % bytes/s  with --single-stream, of --peak-bandwidth: bytes / (last - first token event)
+  MFU, %             otherwise, of --peak-flops: FLOP of all requests / duration
+A request of I tokens in and O out takes T = I + O - 1 tokens through the layers:
+  FLOP  = 2 T (weights of the layers) + 2 O (weights of the head) + 4 layers * heads * head_dim * T (T + 1) / 2;
+          of its prompt, the same with T = I and O = 1
+  bytes = (O - 1) (all weights but an untied embedding table) + (bytes of a token in the KV cache) * (sum of the
+          contexts I + 1 to T)
+
+On a CUDA device the driver's management library (NVML) tells energy, average power and clocks over each run.";
+
+fn parse_peak(text: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().ok().filter(|number| number.is_finite() && *number > 0.0);
+    number.ok_or_else(|| format!("{text:?} is not a number above 0"))
+}
 
 /// Options of `inflight bench`.
 #[derive(Debug, Args)]
@@ -109,6 +127,15 @@ pub struct BenchArgs {
     /// Seed of random prompts, arrivals and weights
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub seed: u64,
+
+    /// Bytes per second that the memory reaches at most, in TB/s [default: measured, for known cards]
+    #[arg(long, value_name = "TB/S", value_parser = parse_peak)]
+    pub peak_bandwidth: Option<f64>,
+
+    /// Floating point operations per second that matrix products reach at most, in TFLOP/s [default:
+    /// measured, for known cards]
+    #[arg(long, value_name = "TFLOP/S", value_parser = parse_peak)]
+    pub peak_flops: Option<f64>,
 
     /// Print one JSON object
     #[arg(long)]

@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 
 use super::load::Load;
+use super::meter::Usage;
 use super::run::{RequestTimes, Run};
+use super::work::{Ceilings, ModelCosts};
 use crate::percentile::Summary;
 use crate::workload::Lengths;
 
@@ -39,6 +41,15 @@ impl Goals {
     }
 }
 
+/// What figures are held against.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Yardstick {
+    pub goals: Goals,
+    pub ceilings: Ceilings,
+    /// `None` where they are not known, or nothing to hold against.
+    pub costs: Option<ModelCosts>,
+}
+
 /// Figures of one run.
 #[derive(Debug, Clone)]
 pub struct Figures {
@@ -52,7 +63,8 @@ pub struct Figures {
 
 impl Figures {
     /// Works out what `run` comes to.
-    pub fn new(workload: &[Lengths], run: Run, load: Load, goals: Goals) -> Self {
+    pub fn new(workload: &[Lengths], run: Run, load: Load, yardstick: &Yardstick) -> Self {
+        let goals = &yardstick.goals;
         let tpots: Vec<Option<f64>> = workload.iter().zip(&run.requests).map(tpot).collect();
         let mut figures = speeds(workload, &run, load);
         if goals.is_set() {
@@ -60,6 +72,12 @@ impl Figures {
             let num_good = requests.filter(|(times, tpot)| goals.are_met(times.first_token, **tpot)).count();
             let goodput = num_good as f64 / run.duration;
             figures.push(figure("goodput_requests_per_second", "goodput, req/s", goodput, 2));
+        }
+        if let Some(costs) = &yardstick.costs {
+            figures.extend(shares(workload, &run, load, costs, &yardstick.ceilings));
+        }
+        if let Some(usage) = &run.usage {
+            figures.extend(consumption(workload, usage));
         }
         let in_ms = |seconds: &mut dyn Iterator<Item = f64>| {
             Summary::of(&mut seconds.map(|seconds| seconds * 1e3).collect::<Vec<f64>>())
@@ -109,6 +127,46 @@ fn tpot((lengths, times): (&Lengths, &RequestTimes)) -> Option<f64> {
     (lengths.output > 1).then(|| (times.end - times.first_token) / f64::from(lengths.output - 1))
 }
 
+/// Percentages of what the device can do.
+fn shares(
+    workload: &[Lengths],
+    run: &Run,
+    load: Load,
+    costs: &ModelCosts,
+    ceilings: &Ceilings,
+) -> Vec<Figure> {
+    let percent = |amount: f64, seconds: f64, ceiling: f64| 100.0 * amount / seconds / ceiling;
+    let mut figures = Vec::new();
+    if load != Load::SingleStream {
+        let flops: f64 = workload.iter().map(|&lengths| costs.request_flops(lengths)).sum();
+        figures.extend(ceilings.flops.map(|ceiling| {
+            figure("model_flops_percent", "MFU, %", percent(flops, run.duration, ceiling), 1)
+        }));
+        return figures;
+    }
+    let RequestTimes { first_token, last_token, .. } = run.requests[0];
+    figures.extend(ceilings.flops.map(|ceiling| {
+        let share = percent(costs.prompt_flops(workload[0]), first_token, ceiling);
+        figure("prompt_flops_percent", "prompt, % FLOP/s", share, 1)
+    }));
+    figures.extend(ceilings.bytes_per_second.map(|ceiling| {
+        let share = percent(costs.decode_bytes(workload[0]), last_token - first_token, ceiling);
+        figure("decode_bandwidth_percent", "decode, % bytes/s", share, 1)
+    }));
+    figures
+}
+
+fn consumption(workload: &[Lengths], usage: &Usage) -> Vec<Figure> {
+    let num_output: f64 = workload.iter().map(|lengths| f64::from(lengths.output)).sum();
+    let [multiprocessors, memory] = usage.clocks_mhz;
+    vec![
+        figure("joules_per_output_token", "J/output token", usage.energy_joules / num_output, 4),
+        figure("average_power_w", "power, W", usage.energy_joules / usage.seconds, 0),
+        figure("sm_clock_mhz", "SM clock, MHz", multiprocessors, 0),
+        figure("memory_clock_mhz", "mem. clock, MHz", memory, 0),
+    ]
+}
+
 fn speeds(workload: &[Lengths], run: &Run, load: Load) -> Vec<Figure> {
     let num_input: u64 = workload.iter().map(|lengths| u64::from(lengths.input)).sum();
     let num_output: u64 = workload.iter().map(|lengths| u64::from(lengths.output)).sum();
@@ -143,6 +201,7 @@ mod tests {
             gaps: vec![0.25, 0.25, 0.5],
             num_steps: 9,
             num_preemptions: 1,
+            usage: None,
         }
     }
 
@@ -150,7 +209,7 @@ mod tests {
 
     #[test]
     fn figures_follow_their_formulas() {
-        let figures = Figures::new(&WORKLOAD, run(), Load::Burst, Goals::default());
+        let figures = Figures::new(&WORKLOAD, run(), Load::Burst, &Yardstick::default());
         assert_eq!(figures.value("requests_per_second"), Some(1.0));
         assert_eq!(figures.value("output_tokens_per_second"), Some(3.0));
         assert_eq!(figures.value("total_tokens_per_second"), Some(18.0));
@@ -167,7 +226,8 @@ mod tests {
     #[test]
     fn goodput_counts_requests_that_keep_to_every_goal() {
         let goodput = |ttft_ms, tpot_ms| {
-            let figures = Figures::new(&WORKLOAD, run(), Load::Burst, Goals { ttft_ms, tpot_ms });
+            let yardstick = Yardstick { goals: Goals { ttft_ms, tpot_ms }, ..Yardstick::default() };
+            let figures = Figures::new(&WORKLOAD, run(), Load::Burst, &yardstick);
             figures.value("goodput_requests_per_second").unwrap()
         };
         assert_eq!(goodput(Some(750.0), None), 1.0);
@@ -182,9 +242,19 @@ mod tests {
         let mut run = run();
         run.requests = vec![RequestTimes { first_token: 0.5, last_token: 1.5, end: 1.6 }];
         let workload = [Lengths { input: 512, output: 129 }];
-        let json = Figures::new(&workload, run, Load::SingleStream, Goals::default()).to_json();
+        let json = Figures::new(&workload, run, Load::SingleStream, &Yardstick::default()).to_json();
         assert_eq!(json["prompt_tokens_per_second"], 1024.0);
         assert_eq!(json["decode_tokens_per_second"], 128.0);
         assert_eq!(json["output_tokens_per_second"], 64.5);
+    }
+
+    #[test]
+    fn energy_is_told_per_output_token() {
+        let usage = Usage { energy_joules: 1200.0, seconds: 2.5, clocks_mhz: [1900.0, 2600.0] };
+        let run = Run { usage: Some(usage), ..run() };
+        let figures = Figures::new(&WORKLOAD, run, Load::Burst, &Yardstick::default());
+        assert_eq!(figures.value("joules_per_output_token"), Some(200.0));
+        assert_eq!(figures.value("average_power_w"), Some(480.0));
+        assert_eq!(figures.value("sm_clock_mhz"), Some(1900.0));
     }
 }

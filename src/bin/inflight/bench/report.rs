@@ -68,42 +68,40 @@ impl Setting {
             line(text, label, &count.to_string());
         }
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "{:<16}{:>10}{:>10}{:>10}{:>10}", "latency, ms", "mean", "p50", "p90", "p99");
+        let _ = writeln!(text, "{:<20}{:>10}{:>10}{:>10}{:>10}", "latency, ms", "mean", "p50", "p90", "p99");
         for (name, summary) in &shown.latencies {
             if let Some(Summary { mean, p50, p90, p99 }) = summary {
                 let name = name.to_uppercase();
-                let _ = writeln!(text, "{name:<16}{mean:>10.2}{p50:>10.2}{p90:>10.2}{p99:>10.2}");
+                let _ = writeln!(text, "{name:<20}{mean:>10.2}{p50:>10.2}{p90:>10.2}{p99:>10.2}");
             }
         }
     }
 }
 
+/// Seconds from the start of the engine's creation.
+pub struct Startup {
+    /// To its end.
+    pub creation_s: f64,
+    /// To the first token of a request with the workload's first prompt.
+    pub first_token_s: f64,
+}
+
 /// Everything a benchmark found out.
 pub struct Report {
-    heading: Vec<(&'static str, String)>,
-    settings: Vec<Setting>,
+    /// What was run, and how.
+    pub heading: Vec<(&'static str, String)>,
+    pub startup: Startup,
+    pub settings: Vec<Setting>,
 }
 
 impl Report {
-    /// The figures of `settings`, measured after a warm-up of `num_warmup` requests.
-    pub fn new(
-        args: &BenchArgs,
-        model: &ModelInfo,
-        workload: &[Lengths],
-        num_warmup: usize,
-        settings: Vec<Setting>,
-    ) -> Self {
-        let mut heading = heading(args, model, workload);
-        heading.push(("warmup", format!("{num_warmup} requests at once, not counted")));
-        Self { heading, settings }
-    }
-
     /// One object: what was run, and for each load the median run, the spread and all runs.
     pub fn to_json(&self) -> Value {
         let heading: Map<String, Value> =
             self.heading.iter().map(|(name, value)| ((*name).to_owned(), value.as_str().into())).collect();
         let results: Vec<Value> = self.settings.iter().map(Setting::to_json).collect();
-        json!({"config": heading, "results": results})
+        let Startup { creation_s, first_token_s } = self.startup;
+        json!({"config": heading, "creation_s": creation_s, "first_token_s": first_token_s, "results": results})
     }
 
     /// Tables for people.
@@ -112,6 +110,8 @@ impl Report {
         for (name, value) in &self.heading {
             line(&mut text, name, value);
         }
+        let Startup { creation_s, first_token_s } = self.startup;
+        line(&mut text, "creation, s", &format!("{creation_s:.2}; to the first token {first_token_s:.2}"));
         for setting in &self.settings {
             text.push('\n');
             setting.write_text(&mut text);
@@ -121,11 +121,11 @@ impl Report {
 }
 
 fn line(text: &mut String, name: &str, value: &str) {
-    let _ = writeln!(text, "{name:<16}{value}");
+    let _ = writeln!(text, "{name:<20}{value}");
 }
 
 /// What was run, enough to run it again.
-fn heading(args: &BenchArgs, model: &ModelInfo, workload: &[Lengths]) -> Vec<(&'static str, String)> {
+pub fn heading(args: &BenchArgs, model: &ModelInfo, workload: &[Lengths]) -> Vec<(&'static str, String)> {
     let lengths = match &args.trace {
         Some(path) => format!("{} requests of {}", workload.len(), path.display()),
         None => {
@@ -152,7 +152,7 @@ fn heading(args: &BenchArgs, model: &ModelInfo, workload: &[Lengths]) -> Vec<(&'
 
 #[cfg(test)]
 mod tests {
-    use super::super::figures::Goals;
+    use super::super::figures::Yardstick;
     use super::super::run::{RequestTimes, Run};
     use super::*;
 
@@ -163,7 +163,7 @@ mod tests {
             let times = RequestTimes { first_token: 0.5, last_token: 0.9, end: 1.0 };
             let run = Run { duration, requests: vec![times], ..Run::default() };
             let workload = [Lengths { input: 3, output: 8 }];
-            setting.runs.push(Figures::new(&workload, run, Load::Burst, Goals::default()));
+            setting.runs.push(Figures::new(&workload, run, Load::Burst, &Yardstick::default()));
         }
         let json = setting.to_json();
         assert_eq!(json["median_run"]["duration_s"], 2.0);
@@ -171,6 +171,6 @@ mod tests {
         assert_eq!(json["runs"][0]["output_tokens_per_second"], 2.0);
         let mut text = String::new();
         setting.write_text(&mut text);
-        assert!(text.contains("output tok/s    4.0   (runs: 2.0, 8.0, 4.0)"), "{text}");
+        assert!(text.contains("output tok/s        4.0   (runs: 2.0, 8.0, 4.0)"), "{text}");
     }
 }

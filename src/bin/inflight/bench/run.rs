@@ -7,6 +7,7 @@ use inflight::engine::{FinishReason, Stats};
 use inflight::{Engine, Event, EventKind, Prompt, Request};
 
 use super::load::Load;
+use super::meter::Usage;
 use crate::failure::Failure;
 use crate::flight::{Flight, POLL_SLICE, reason_name};
 use crate::interrupt::Interrupt;
@@ -36,6 +37,8 @@ pub struct Run {
     pub num_steps: u64,
     /// Sequences that were put back for want of KV blocks.
     pub num_preemptions: u64,
+    /// What the GPU took, where that is known.
+    pub usage: Option<Usage>,
 }
 
 /// Runs workloads on an engine, each with fresh prompts.
@@ -179,6 +182,7 @@ impl<'a> Clock<'a> {
             gaps: self.gaps,
             num_steps: after.num_steps - before.num_steps,
             num_preemptions: after.num_preemptions - before.num_preemptions,
+            usage: None,
         }
     }
 }
