@@ -19,6 +19,7 @@ mod memory;
 mod modules;
 mod norm;
 mod plan;
+mod prompt_attention;
 mod rope;
 mod sample;
 mod tensor;
