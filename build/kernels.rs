@@ -18,7 +18,11 @@ const TARGETS: [&str; 4] = [
     "arch=compute_90,code=compute_90",
 ];
 
-/// Environment variable with the targets to build instead, separated by spaces, for quick builds.
+/// The target of files whose name ends with [`HOPPER_SUFFIX`]: instructions that no other architecture has.
+const HOPPER_TARGET: &str = "arch=compute_90a,code=sm_90a";
+const HOPPER_SUFFIX: &str = "_sm90";
+
+/// Environment variable with the targets to build other files for instead, separated by spaces, for quick builds.
 const TARGETS_VARIABLE: &str = "INFLIGHT_CUDA_TARGETS";
 
 /// Writes `kernels.rs` to OUT_DIR: `FATBINS`, an array of file names and contents.
@@ -41,7 +45,8 @@ pub fn build() {
         for _ in 0..num_threads {
             scope.spawn(|| {
                 while let Some(source) = next(&queue) {
-                    compile(&nvcc, &targets, source, &out);
+                    let is_for_hopper = stem(source).ends_with(HOPPER_SUFFIX);
+                    compile(&nvcc, if is_for_hopper { HOPPER_TARGET } else { &targets }, source, &out);
                 }
             });
         }

@@ -26,10 +26,26 @@ struct AttentionParams {
   uint32_t block_size;
   // Softmax scale times log2(e).
   float scale_log2;
+  // The rest is for kernels of general attention. [num_heads], or null: added to scores per token of distance.
+  const float *alibi_slopes;
+  // Keys that a query sees, itself included; 0: all before it.
+  uint32_t window;
+  // Bound that scores approach, or 0.
+  float soft_cap;
 };
-static_assert(sizeof(AttentionParams) == 128, "mirrored in attention.rs");
+static_assert(sizeof(AttentionParams) == 144, "mirrored in attention.rs");
 
 constexpr float MINUS_INFINITY = -__builtin_huge_valf();
+
+// A score, times log2(e), bounded by `cap`, likewise, where it is positive: cap * tanh(score / cap).
+__device__ inline float cap_score(float score, float cap) {
+  if (cap <= 0.0f) {
+    return score;
+  }
+  constexpr float TWO_LOG2_E = 2.8853900817779268f;
+  // For large scores the exponential is infinite and the quotient 0.
+  return cap - 2.0f * cap / (1.0f + exp2_approximate(TWO_LOG2_E * score / cap));
+}
 
 // Shared-memory rows carry one more 16-byte vector, so that ldmatrix reads 8 rows from different banks.
 template <int HEAD_DIM> constexpr int ROW_ELEMENTS = HEAD_DIM + VECTOR_ELEMENTS;

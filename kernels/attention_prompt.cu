@@ -1,6 +1,6 @@
 // Causal attention of rows with several query tokens over the paged cache (FlashAttention 2, Dao 2023).
 //
-// One block per tile of 64 query tokens and query head; each of 4 warps owns 16 rows. The block passes the keys
+// Two blocks per tile of 128 query tokens and query head, 64 tokens each; each of 4 warps owns 16 rows. The block passes the keys
 // that its last row sees in tiles of KEYS, double-buffered in shared memory; scores and exponentials
 // stay in registers. Queries are kept in registers too, except for head size 256, where they are read from
 // shared memory again for every tile.
@@ -20,21 +20,24 @@ template <int HEAD_DIM> struct PromptShape {
   static constexpr int SHARED_BYTES = QUERY_BYTES + 2 * 2 * TILE_BYTES;
 };
 
-// A tile of one row's queries.
+// Half a tile of one row's queries.
 struct Tile {
   uint32_t row;
-  // Of the batch's tokens, the tile's first.
+  // Of the batch's tokens, the half's first.
   uint32_t first_token;
+  // 0 where the row ends before.
   uint32_t num_tokens;
-  // Position of the tile's first token.
+  // Position of the first token.
   uint32_t first_position;
 };
 
+// The later half comes first, since it sees more keys.
 __device__ inline Tile locate(const AttentionParams &params) {
-  const PromptTile tile = params.prompt_tiles[blockIdx.x];
+  const PromptTile tile = params.prompt_tiles[blockIdx.x / 2];
   const uint32_t end_token = params.arrays.query_starts[tile.row + 1];
-  const uint32_t first_token = params.arrays.query_starts[tile.row] + tile.first_token;
-  const uint32_t num_left = end_token - first_token;
+  const uint32_t first_token =
+      params.arrays.query_starts[tile.row] + tile.first_token + (1 - blockIdx.x % 2) * QUERY_ROWS;
+  const uint32_t num_left = end_token - min(first_token, end_token);
   return {tile.row, first_token, min(num_left, static_cast<uint32_t>(QUERY_ROWS)),
           params.arrays.context_lens[tile.row] - num_left};
 }
@@ -134,10 +137,13 @@ __device__ inline void store_rows(const AttentionParams &params, const Tile &til
 template <typename T, int HEAD_DIM> __device__ inline void attention_prompt(const AttentionParams &params) {
   using Shape = PromptShape<HEAD_DIM>;
   extern __shared__ __align__(16) unsigned char shared[];
-  if (blockIdx.x >= params.arrays.header->num_prompt_tiles) {
+  if (blockIdx.x / 2 >= params.arrays.header->num_prompt_tiles) {
     return;
   }
   const Tile tile = locate(params);
+  if (tile.num_tokens == 0) {
+    return;
+  }
   const uint32_t end_key = tile.first_position + tile.num_tokens;
   const uint32_t *blocks = params.arrays.block_tables + params.arrays.block_starts[tile.row];
   const uint32_t queries = shared_address(shared);

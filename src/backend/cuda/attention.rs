@@ -1,10 +1,11 @@
-//! Attention over the paged cache (`kernels/attention_decode.cu`, `kernels/attention_prompt.cu`).
+//! Attention over the paged cache: parameters, and decodes (`kernels/attention_decode.cu`).
 
 use std::f32::consts::LOG2_E;
 
 use super::batch::StepState;
 use super::driver::{DevicePtr, Gpu, Kernel, Launch, Params};
 use super::modules::{Modules, PerDType};
+use super::prompt_attention::PromptAttention;
 use super::tensor::{Checker, KvCache, Tensor};
 use crate::backend::{AttentionShape, BackendResult};
 
@@ -15,7 +16,7 @@ const DECODE_HEADS: usize = 16;
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
-struct AttentionParams {
+pub(super) struct AttentionParams {
     arrays: super::batch::StepArrays,
     decode_items: DevicePtr,
     split_rows: DevicePtr,
@@ -29,9 +30,12 @@ struct AttentionParams {
     num_kv_heads: u32,
     block_size: u32,
     scale_log2: f32,
+    alibi_slopes: DevicePtr,
+    window: u32,
+    soft_cap: f32,
 }
 
-const _: () = assert!(size_of::<AttentionParams>() == 128);
+const _: () = assert!(size_of::<AttentionParams>() == 144);
 
 // SAFETY: `repr(C)`, mirrors AttentionParams in attention.cuh.
 unsafe impl Params for AttentionParams {}
@@ -52,17 +56,14 @@ struct HeadKernels {
     head_dim: usize,
     decode: PerDType<Kernel<AttentionParams>>,
     combine: PerDType<Kernel<AttentionParams>>,
-    prompt: PerDType<Kernel<AttentionParams>>,
+    prompt: PromptAttention,
     decode_threads: u32,
     decode_shared_bytes: u32,
-    prompt_shared_bytes: u32,
 }
-
-const PROMPT_THREADS: u32 = 128;
 
 impl HeadKernels {
     fn new(gpu: &Gpu, modules: &Modules, head_dim: usize) -> BackendResult<HeadKernels> {
-        // These mirror DecodeShape and PromptShape: a shared row carries one more vector against bank conflicts.
+        // These mirror DecodeShape: a shared row carries one more vector against bank conflicts.
         let row_bytes = 2 * (head_dim + 8);
         let warps = if head_dim > 128 { 2 } else { 4 };
         let stages = match head_dim {
@@ -70,24 +71,22 @@ impl HeadKernels {
             65..=96 => 3,
             _ => 2,
         };
-        let keys = if head_dim > 128 { 32 } else { 64 };
         let decode_shared_bytes = (warps * stages * 2 * 16 * row_bytes) as u32;
-        let prompt_shared_bytes = ((64 + 2 * 2 * keys) * row_bytes) as u32;
-        let kernels = |file: &str, name: &str, shared_bytes: u32| {
+        let kernels = |name: &str, shared_bytes: u32| {
             PerDType::try_new(|dtype| {
-                let kernel = modules.kernel(gpu, file, &format!("attention_{name}_{dtype}_{head_dim}"))?;
+                let name = format!("attention_{name}_{dtype}_{head_dim}");
+                let kernel = modules.kernel(gpu, "attention_decode", &name)?;
                 kernel.allow_shared_bytes(gpu, shared_bytes)?;
                 Ok(kernel)
             })
         };
         Ok(HeadKernels {
             head_dim,
-            decode: kernels("attention_decode", "decode", decode_shared_bytes)?,
-            combine: kernels("attention_decode", "combine", 0)?,
-            prompt: kernels("attention_prompt", "prompt", prompt_shared_bytes)?,
+            decode: kernels("decode", decode_shared_bytes)?,
+            combine: kernels("combine", 0)?,
+            prompt: PromptAttention::new(gpu, modules, head_dim)?,
             decode_threads: (warps * 32) as u32,
             decode_shared_bytes,
-            prompt_shared_bytes,
         })
     }
 }
@@ -110,7 +109,7 @@ impl Attention {
         step: &StepState,
         call: AttentionCall<'_>,
     ) -> BackendResult<()> {
-        let AttentionCall { qkv, shape, cache, layer, out, scratch } = call;
+        let AttentionCall { qkv, shape, cache, layer, ref out, scratch } = call;
         check.cache(cache, layer, shape)?;
         let layout = *cache.layout();
         step.batch.check_cache(check, &layout)?;
@@ -141,15 +140,12 @@ impl Attention {
             num_kv_heads: shape.num_kv_heads as u32,
             block_size: layout.block_size as u32,
             scale_log2: shape.scale * LOG2_E,
+            alibi_slopes: 0,
+            window: 0,
+            soft_cap: 0.0,
         };
+        kernels.prompt.run(gpu, check, launch.prompt_tiles, &call, &params)?;
         let group = shape.num_heads / shape.num_kv_heads;
-        let prompt = Launch {
-            grid: [launch.prompt_tiles as u32, shape.num_heads as u32, 1],
-            threads: PROMPT_THREADS,
-            shared_bytes: kernels.prompt_shared_bytes,
-            overlaps: false,
-        };
-        gpu.launch(check.operation, kernels.prompt.get(layout.dtype), prompt, &params)?;
         let decode = Launch {
             grid: [
                 launch.decode_items as u32,

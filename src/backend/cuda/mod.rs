@@ -20,6 +20,7 @@ mod memory;
 mod modules;
 mod norm;
 mod plan;
+mod prompt_attention;
 mod rope;
 mod sample;
 mod tensor;

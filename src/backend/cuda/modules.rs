@@ -12,7 +12,10 @@ use crate::backend::{BackendError, BackendResult, DType};
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
-/// One module per file in `kernels/`.
+/// Ends the names of files that are built for compute capability 9.0 alone.
+const HOPPER_SUFFIX: &str = "_sm90";
+
+/// One module per file in `kernels/` that runs on the device.
 pub(super) struct Modules {
     modules: HashMap<&'static str, sys::CUmodule>,
 }
@@ -25,6 +28,9 @@ impl Modules {
         gpu.bind()?;
         let mut loaded = Modules { modules: HashMap::new() };
         for (name, fatbin) in FATBINS {
+            if name.ends_with(HOPPER_SUFFIX) && !gpu.is_hopper() {
+                continue;
+            }
             let mut module = ptr::null_mut();
             // SAFETY: the image is a complete fat binary that nvcc wrote; the driver copies what it needs.
             let result = unsafe { sys::cuModuleLoadData(&mut module, fatbin.as_ptr().cast()) };

@@ -5,8 +5,8 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::backend::Batch;
 
-/// Query tokens of a prompt tile (`kernels/attention_prompt.cu`).
-pub(super) const TILE_TOKENS: usize = 64;
+/// Query tokens of a prompt tile, which kernels take whole or in halves.
+pub(super) const TILE_TOKENS: usize = 128;
 /// Keys are dealt in units of this many.
 const UNIT_KEYS: usize = 64;
 /// Smallest item that a row is cut into; below it, the merging of results costs more than it saves.
@@ -161,9 +161,9 @@ mod tests {
 
     #[test]
     fn prompts_are_tiled_from_their_end() {
-        let plan = plan(&[(129, 200), (1, 7), (2, 2)], 10);
+        let plan = plan(&[(257, 300), (1, 7), (2, 2)], 10);
         let tile = |row, first_token| PromptTile { row, first_token };
-        assert_eq!(plan.prompt_tiles, [tile(0, 128), tile(0, 64), tile(0, 0), tile(2, 0)]);
+        assert_eq!(plan.prompt_tiles, [tile(0, 256), tile(0, 128), tile(0, 0), tile(2, 0)]);
         assert_eq!(plan.decode_items.len(), 1);
     }
 
