@@ -47,7 +47,7 @@ done
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' "$root/Cargo.toml" | head -n 1)
 major=${version%%.*}
 mkdir -p "$prefix"/include "$prefix"/lib/pkgconfig "$prefix"/lib/cmake/inflight
-install -m 644 "$root/include/inflight.h" "$prefix/include"
+install -m 644 "$root/include/inflight.h" "$root"/bindings/cpp/*.hpp "$prefix/include"
 install -m 755 "$from/libinflight.so" "$prefix/lib/libinflight.so.$major"
 ln -sf "libinflight.so.$major" "$prefix/lib/libinflight.so"
 install -m 644 "$from/libinflight.a" "$prefix/lib"
