@@ -38,7 +38,9 @@ class Config:
     device: str = ""
     prompts: list[str] = dataclasses.field(default_factory=list)
     num_requests: int = 0
-    options: inflight.RequestOptions = dataclasses.field(default_factory=lambda: inflight.RequestOptions(max_tokens=256))
+    options: inflight.RequestOptions = dataclasses.field(
+        default_factory=lambda: inflight.RequestOptions(max_tokens=256)
+    )
 
 
 def fail(what: str, why: object) -> NoReturn:

@@ -34,6 +34,15 @@ check_cpp_generate() {
   "$root/tests/examples.sh" "$work/generate-c" "$work/generate-cpp"
 }
 
+# The frame loop shows its three distributions, and somebody has talked.
+check_cpp_frame_loop() {
+  local shown
+  compile_cpp c++ frame-loop -O2 "$root/examples/cpp/frame_loop.cpp" &&
+    shown=$("$work/frame-loop" "$INFLIGHT_TEST_MODEL" --device cpu --seconds 2) && echo "$shown" || return 1
+  [ "$(grep -cE '^(without the engine|with the engine|  of which the engine) +120( +[0-9.]+){3} +[0-9]+$' \
+    <<<"$shown")" = 3 ] && grep -q '^4 characters said' <<<"$shown"
+}
+
 test_cpp() {
   local compiler mode cpp_compilers=(c++) memcheck
   if command -v clang++ >/dev/null; then cpp_compilers+=(clang++); fi
@@ -49,4 +58,5 @@ test_cpp() {
   suite "C++ with exceptions" "$work/test-throwing"
   suite "C++ under valgrind" "${memcheck[@]}" "$work/test-c++" echo
   check "C++ example" check_cpp_generate
+  check "C++ frame loop" check_cpp_frame_loop
 }

@@ -164,7 +164,11 @@ class Engine:
 
     @staticmethod
     def plan(
-        model: str | os.PathLike[str] = "", *, device: str = "auto", dtype: Dtype = Dtype.AUTO, **limits: Unpack[EngineLimits]
+        model: str | os.PathLike[str] = "",
+        *,
+        device: str = "auto",
+        dtype: Dtype = Dtype.AUTO,
+        **limits: Unpack[EngineLimits],
     ) -> MemoryPlan:
         """What an engine with the same options would reserve. Reads no weights."""
         options = _make_options(model, device, dtype, limits)
