@@ -6,15 +6,18 @@ import ctypes
 import enum
 import os
 import re
-import subprocess
-import tempfile
+import sys
 import unittest
 from pathlib import Path
 from typing import Any
 
 from inflight import _abi, _library
 
-HEADER = Path(os.environ["INFLIGHT_INCLUDE"]) / "inflight.h"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "abi"))
+
+from header import Header
+
+HEADER = Header(Path(os.environ["INFLIGHT_INCLUDE"]))
 
 STRUCTS: dict[str, type[ctypes.Structure]] = {
     "ifl_engine_options": _abi.EngineOptions,
@@ -56,87 +59,44 @@ NUMBERS: dict[str, Any] = {
 }
 
 
-def code() -> str:
-    """The header without comments."""
-    text = re.sub(r"/\*.*?\*/", "", HEADER.read_text(), flags=re.DOTALL)
-    return re.sub(r"//.*", "", text)
-
-
-def structs() -> dict[str, list[str]]:
-    """Structs of the header and their fields."""
-    found = {}
-    for body, name in re.findall(r"typedef struct \{(.*?)\} (\w+);", code(), re.DOTALL):
-        found[name] = [re.findall(r"\w+", field)[-1] for field in body.split(";")[:-1]]
-    return found
-
-
-def enums() -> dict[str, list[str]]:
-    """Enums of the header and their values."""
-    bodies = re.findall(r"typedef enum \{(.*?)\} (\w+);", code(), re.DOTALL)
-    return {name: re.findall(r"(\w+) =", body) for body, name in bodies}
-
-
-def functions() -> dict[str, tuple[str, list[str]]]:
-    """Functions of the header with the types that they return and take."""
-    found = {}
-    for result, name, arguments in re.findall(r"^([\w \*]+?)(ifl_\w+)\(([^)]*)\);", code(), re.MULTILINE):
-        types = [re.sub(r"\w+$", "", argument.strip()) for argument in arguments.split(",") if argument != "void"]
-        found[name] = (tidy(result), [tidy(kind) for kind in types])
-    return found
-
-
 def tidy(kind: str) -> str:
     return re.sub(r"\s*\*\s*", "*", re.sub(r"\bconst\b|\s+", " ", kind)).strip()
 
 
-def ask_compiler(lines: list[str]) -> list[str]:
-    """What a C program prints that has these statements."""
-    source = '#include <inflight.h>\n#include <stdio.h>\n#include <inttypes.h>\nint main(void) {\n'
-    source += "\n".join(lines) + "\nreturn 0; }\n"
-    with tempfile.TemporaryDirectory() as folder:
-        program = Path(folder) / "layout"
-        command = ["cc", "-x", "c", "-", "-I", str(HEADER.parent), "-o", str(program)]
-        subprocess.run(command, input=source, text=True, check=True)
-        return subprocess.run([program], capture_output=True, text=True, check=True).stdout.splitlines()
-
-
 class Layout(unittest.TestCase):
     def test_structs_have_the_same_fields_at_the_same_places(self) -> None:
-        self.assertEqual(structs().keys(), STRUCTS.keys())
-        lines, expected = [], []
-        for name, fields in structs().items():
+        self.assertEqual(HEADER.structs().keys(), STRUCTS.keys())
+        questions, answers = [], []
+        for name, fields in HEADER.structs().items():
             struct = STRUCTS[name]
             self.assertEqual(fields, [field[0] for field in struct._fields_], name)
-            lines.append(f'printf("{name} %zu\\n", sizeof({name}));')
-            expected.append(f"{name} {ctypes.sizeof(struct)}")
+            questions.append(f"sizeof({name})")
+            answers.append(ctypes.sizeof(struct))
             for field in fields:
-                place = getattr(struct, field)
-                lines.append(
-                    f'printf("{name}.{field} %zu %zu\\n", offsetof({name}, {field}), sizeof((({name} *)0)->{field}));'
-                )
-                expected.append(f"{name}.{field} {place.offset} {place.size}")
-        self.assertEqual(ask_compiler(lines), expected)
-        self.assertGreater(len(expected), 90)
+                questions += [f"offsetof({name}, {field})", f"sizeof((({name} *)0)->{field})"]
+                answers += [getattr(struct, field).offset, getattr(struct, field).size]
+        self.assert_same_numbers(questions, answers)
+        self.assertGreater(len(questions), 180)
 
     def test_numbers_have_the_same_names_and_values(self) -> None:
-        self.assertEqual(enums().keys(), ENUMS.keys())
-        lines = [f'printf("{name} %" PRIu64 "\\n", (uint64_t)({name}));' for name in CONSTANTS]
-        expected = [f"{name} {value % 2**64}" for name, value in CONSTANTS.items()]
-        for enum_name, values in enums().items():
+        self.assertEqual(HEADER.enums().keys(), ENUMS.keys())
+        expected = dict(CONSTANTS)
+        for enum_name, values in HEADER.enums().items():
             prefix, ours = ENUMS[enum_name]
             self.assertEqual(values, [prefix + member.name for member in ours], enum_name)
-            for name, member in zip(values, ours):
-                lines.append(f'printf("{name} %d\\n", (int){name});')
-                expected.append(f"{name} {int(member)}")
-        self.assertEqual(ask_compiler(lines), expected)
+            expected.update(zip(values, ours))
+        self.assert_same_numbers(list(expected), [int(value) % 2**64 for value in expected.values()])
+
+    def assert_same_numbers(self, questions: list[str], answers: list[int]) -> None:
+        self.assertEqual(dict(zip(questions, HEADER.ask(questions))), dict(zip(questions, answers)))
 
     def test_functions_have_the_same_types(self) -> None:
-        self.assertEqual(functions().keys(), _abi.FUNCTIONS.keys())
-        for name, (result, arguments) in functions().items():
+        self.assertEqual(HEADER.functions().keys(), _abi.FUNCTIONS.keys())
+        for name, (result, arguments) in HEADER.functions().items():
             ours = _abi.FUNCTIONS[name]
             self.assertEqual(len(arguments), len(ours[1]), name)
             for theirs, mine in zip([result, *arguments], [ours[0], *ours[1]]):
-                self.assert_same_type(theirs, mine, name)
+                self.assert_same_type(tidy(theirs), mine, name)
 
     def assert_same_type(self, theirs: str, mine: Any, where: str) -> None:
         if not theirs.endswith("*"):
