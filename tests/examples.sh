@@ -16,7 +16,7 @@ normalise() { sed -E 's/[0-9]+\.[0-9]+|inf/N/g' "$1" | if [ -n "${2:-}" ]; then 
 
 # same [--sorted] ARGUMENT...: both programs do the same with these arguments.
 same() {
-  local order= expected got
+  local order='' expected got
   if [ "$1" = --sorted ]; then
     order=1
     shift

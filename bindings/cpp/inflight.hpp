@@ -8,8 +8,8 @@
 //         std::cout << chunk.text();
 //
 // Failure. Calls return a result<T>: a value, or an error with a status of inflight.h and a message. Nothing here
-// throws, and it compiles with -fno-exceptions -fno-rtti. Who likes exceptions includes inflight_throwing.hpp, in
-// which the same calls return the value itself.
+// throws, short of std::bad_alloc, and it compiles with -fno-exceptions -fno-rtti. Who likes exceptions includes
+// inflight_throwing.hpp, in which the same calls return the value itself.
 //
 // Threads. As in inflight.h any thread may call an engine or a queue at any time, but moving or destroying the
 // C++ object is for one thread while no other uses it. A stream is for one thread; its cancel() is for any.
@@ -61,17 +61,18 @@ public:
     ifl_status status() const noexcept { return error_.status; }
     const inflight::error& error() const noexcept { return error_; }
 
-    T& operator*() & { return *checked(); }
-    const T& operator*() const& { return *const_cast<result*>(this)->checked(); }
+    T& operator*() & { return *of(value_); }
+    const T& operator*() const& { return *of(value_); }
     /// By value, so that a loop over *call() keeps what it loops over alive.
-    T operator*() && { return std::move(*checked()); }
-    T* operator->() { return checked(); }
-    const T* operator->() const { return const_cast<result*>(this)->checked(); }
+    T operator*() && { return std::move(*of(value_)); }
+    T* operator->() { return &*of(value_); }
+    const T* operator->() const { return &*of(value_); }
 
 private:
-    T* checked() {
-        assert(value_.has_value() && "the result is an error");
-        return &*value_;
+    template <class Optional>
+    static Optional& of(Optional& value) {
+        assert(value.has_value() && "the result is an error");
+        return value;
     }
 
     std::optional<T> value_;
@@ -230,6 +231,7 @@ public:
         iterator(const ifl_events* events, std::uint64_t index) noexcept : events_(events), index_(index) {}
         event operator*() const noexcept { return event(ifl_events_get(events_, index_)); }
         iterator& operator++() noexcept { return ++index_, *this; }
+        void operator++(int) noexcept { ++index_; }
         bool operator==(const iterator& other) const noexcept { return index_ == other.index_; }
         bool operator!=(const iterator& other) const noexcept { return index_ != other.index_; }
 
@@ -308,6 +310,7 @@ public:
         const event& operator*() const noexcept { return *piece_; }
         const event* operator->() const noexcept { return &*piece_; }
         iterator& operator++() { return piece_ = of_->next(), *this; }
+        void operator++(int) { ++*this; }
         bool operator==(const iterator& other) const noexcept { return !piece_ && !other.piece_; }
         bool operator!=(const iterator& other) const noexcept { return !(*this == other); }
 

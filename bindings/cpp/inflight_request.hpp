@@ -39,8 +39,8 @@ inline void append_json(std::string& json, std::string_view text) {
 
 /// What to load, and how: the fields of ifl_engine_options, of which 0 and the empty text mean "choose for me".
 struct options {
-    std::string model;
-    std::string device;
+    std::string model = {};
+    std::string device = {};
     ifl_dtype dtype = IFL_DTYPE_AUTO;
     std::uint32_t max_num_sequences = 0;
     std::uint32_t max_batched_tokens = 0;
@@ -148,7 +148,7 @@ public:
     /// One more string that ends the output.
     request& stop(std::string_view text) { return stop_strings_.emplace_back(text), *this; }
     /// One more token that ends the output.
-    request& stop(std::uint32_t token) { return stop_tokens_.push_back(token), *this; }
+    request& stop_token(std::uint32_t token) { return stop_tokens_.push_back(token), *this; }
     /// A number to add to the logit of one more token.
     request& logit_bias(std::uint32_t token, float bias) {
         bias_tokens_.push_back(token);

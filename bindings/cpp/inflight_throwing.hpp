@@ -63,6 +63,7 @@ public:
         const event& operator*() const noexcept { return *piece_; }
         const event* operator->() const noexcept { return &*piece_; }
         iterator& operator++() { return piece_ = of_->next(), *this; }
+        void operator++(int) { ++*this; }
         bool operator==(const iterator& other) const noexcept { return !piece_ && !other.piece_; }
         bool operator!=(const iterator& other) const noexcept { return !(*this == other); }
 

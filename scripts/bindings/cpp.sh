@@ -27,11 +27,20 @@ check_cpp_headers() {
 
 # The example answers as the C program of the same name does.
 check_cpp_generate() {
-  local arguments
   compile_cpp c++ generate-cpp "$root/examples/cpp/generate.cpp" &&
     cc -std=c99 -o "$work/generate-c" "$root/examples/c/generate.c" -I "$prefix/include" -L "$prefix/lib" \
       -linflight -Xlinker -rpath -Xlinker "$prefix/lib" || return 1
   "$root/tests/examples.sh" "$work/generate-c" "$work/generate-cpp"
+}
+
+# The programs in the README are what they say.
+check_cpp_readme() {
+  local program
+  "$root/tests/readme.sh" "$root/bindings/README.md" cpp "$work/readme-cpp" || return 1
+  for program in 1 2; do
+    compile_cpp c++ readme-cpp/$program "$work/readme-cpp/$program.cpp" && "$work/readme-cpp/$program" || return 1
+    echo
+  done
 }
 
 # The frame loop shows its three distributions, and somebody has talked.
@@ -58,5 +67,6 @@ test_cpp() {
   suite "C++ with exceptions" "$work/test-throwing"
   suite "C++ under valgrind" "${memcheck[@]}" "$work/test-c++" echo
   check "C++ example" check_cpp_generate
+  check "C++ README" check_cpp_readme
   check "C++ frame loop" check_cpp_frame_loop
 }

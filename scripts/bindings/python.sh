@@ -26,6 +26,16 @@ check_python_generate() {
     "$root/tests/examples.sh" "$work/generate-c" python3 "$root/examples/python/generate.py"
 }
 
+# The programs in the README are what they say.
+check_python_readme() {
+  local program
+  "$root/tests/readme.sh" "$root/bindings/README.md" python "$work/readme-python" || return 1
+  for program in 1 2; do
+    python3 "$work/readme-python/$program.python" || return 1
+    echo
+  done
+}
+
 # A wheel with the library inside, installed where nothing else is: no checkout, no variable, no library path.
 install_python_wheel() {
   rm -rf "$work/wheel" "$work/python" "$root/bindings/python/build"
@@ -47,6 +57,7 @@ test_python() {
   export PYTHONPATH=$root/bindings/python/src INFLIGHT_LIBRARY=$prefix/lib/libinflight.so.0
   suite "Python" python3 "$root/tests/python/run.py"
   check "Python example" check_python_generate
+  check "Python README" check_python_readme
   # From here on nothing but the wheel knows where anything is.
   unset PYTHONPATH INFLIGHT_LIBRARY
   check "Python wheel" install_python_wheel

@@ -86,7 +86,7 @@ void stops_at_strings_and_tokens() {
     auto engine = make_echo();
     auto answer = must(engine.generate(request::text("one, two. Three").stop("zero").stop(". T")));
     CHECK(must(answer.rest()) == "one, two" && answer.finish().reason == IFL_FINISH_STOP);
-    answer = must(engine.generate(request::text("one, two. Three").stop(std::uint32_t{','})));
+    answer = must(engine.generate(request::text("one, two. Three").stop_token(',')));
     CHECK(must(answer.rest()) == "one");
     answer = must(engine.generate(request::text("one, two. Three").max_tokens(5)));
     CHECK(must(answer.rest()) == "one, " && answer.finish().reason == IFL_FINISH_LENGTH);

@@ -54,6 +54,7 @@ class WithDescriptor(unittest.IsolatedAsyncioTestCase):
 
     async def test_a_thousand_at_once(self):
         async with AsyncEngine(device="echo") as engine:
+
             async def ask(i):
                 return await engine.generate(f"answer {i}").text()
 

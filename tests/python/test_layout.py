@@ -80,6 +80,8 @@ class Layout(unittest.TestCase):
 
     def test_numbers_have_the_same_names_and_values(self) -> None:
         self.assertEqual(HEADER.enums().keys(), ENUMS.keys())
+        parts = {f"IFL_VERSION_{part}" for part in ("MAJOR", "MINOR", "PATCH")}
+        self.assertEqual(set(HEADER.constants()), {*CONSTANTS, *parts})
         expected = dict(CONSTANTS)
         for enum_name, values in HEADER.enums().items():
             prefix, ours = ENUMS[enum_name]

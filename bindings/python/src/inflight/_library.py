@@ -29,7 +29,7 @@ def candidates() -> list[tuple[str, str]]:
     return [*found, (_SONAME, "LD_LIBRARY_PATH and the system's folders")]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def library() -> ctypes.CDLL:
     """The library, loaded at the first use. A failure is not remembered."""
     tried = []
