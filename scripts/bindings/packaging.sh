@@ -85,6 +85,23 @@ with_pkg_config() {
     "$work/consumer-c" && "$work/consumer-cpp"
 }
 
+# The static library offers the header's functions alone, and gets on with another one that is written in Rust.
+check_static_library() {
+  local names
+  names=$(nm --defined-only --extern-only --format=posix "$moved/lib/libinflight.a" | sed -n 's/ [A-Z] .*//p' | sort)
+  diff <(echo "$names") \
+    <(nm -D --defined-only --format=posix "$moved/lib/libinflight.so" | cut -d' ' -f1 | sort) || return 1
+  rustc --edition 2024 -O --crate-type staticlib -o "$work/libother.a" "$root/tests/packaging/other.rs" &&
+    cc -std=c99 -I "$moved/include" "$root/tests/packaging/beside_rust.c" -o "$work/beside-rust" \
+      "$moved/lib/libinflight.a" "$work/libother.a" -pthread -ldl -lm -lgcc_s && "$work/beside-rust"
+}
+
+# The C tests of the ABI with the static library.
+check_static_behaviour() {
+  cc -std=c99 -O1 -I "$moved/include" "$root"/tests/c/{abi_test,abi_arguments,abi_requests,abi_lifetime,check}.c \
+    -o "$work/abi-static" "$moved/lib/libinflight.a" -pthread -ldl -lm -lgcc_s && "$work/abi-static" | tail -n 1
+}
+
 test_packaging() {
   moved=$work/moved
   check "CMake install" check_cmake_install
@@ -92,6 +109,8 @@ test_packaging() {
   check "CMake find_package below lib/x86_64-linux-gnu" check_deep_libdir
   check "CMake add_subdirectory" check_consumer add_subdirectory "-DINFLIGHT_SOURCE=$root" "$(cmake_source)"
   check "CMake FetchContent" check_consumer fetch_content "-DINFLIGHT_SOURCE=$root" "$(cmake_source)"
+  check "Static library" check_static_library
+  check "Static library in use" check_static_behaviour
   check "pkg-config" with_pkg_config
   check "pkg-config --static" with_pkg_config --static
 }
