@@ -2,8 +2,9 @@
 # Installs what is missing on this machine and fetches the model of the demo and the tests. Says what it does,
 # and nothing where nothing is to do. Everything that it fetches goes to .cache/ in the project.
 #
-# usage: scripts/setup.sh [--test]
-#   --test   also what only the tests need: valgrind and cbindgen
+# usage: scripts/setup.sh [--test | --bindings [LANGUAGE...]]
+#   --test       also what only the tests need: valgrind and cbindgen
+#   --bindings   also what the tests of the bindings need, or of those LANGUAGEs (see scripts/bindings)
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -78,12 +79,12 @@ fetch_cbindgen() {
 }
 
 case "${1:-}" in
-  "" | --test) ;;
+  "" | --test | --bindings) ;;
   -h | --help)
     sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"
     exit 0
     ;;
-  *) die "unknown argument $1; usage: scripts/setup.sh [--test]" ;;
+  *) die "unknown argument $1; usage: scripts/setup.sh [--test | --bindings [LANGUAGE...]]" ;;
 esac
 
 need_cargo
@@ -93,4 +94,15 @@ if [ "${1:-}" = --test ]; then
   need c++ g++
   need valgrind valgrind
   fetch_cbindgen
+fi
+if [ "${1:-}" = --bindings ]; then
+  shift
+  for file in "$root"/scripts/bindings/*.sh; do
+    language=${file##*/}
+    language=${language%.sh}
+    [ $# -eq 0 ] || [[ " $* " == *" $language "* ]] || continue
+    # shellcheck source=/dev/null
+    . "$file"
+    "setup_$language"
+  done
 fi
