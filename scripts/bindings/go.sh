@@ -29,12 +29,14 @@ go_lints() {
   local files
   files=$(cd "$root" && gofmt -l bindings/go examples/go) || return 1
   [ -z "$files" ] || { say "gofmt would change: $files" && return 1; }
-  (cd "$root/bindings/go" && with_library go vet ./...) && (cd "$root/examples/go" && with_library go vet -tags browser ./...)
+  (cd "$root/bindings/go" && with_library go vet ./...) || return 1
+  (cd "$root/examples/go" && with_library go vet -tags browser ./...)
 }
 
 test_go() {
   check "Go: format and lints" go_lints
   suite "Go: the binding, with the race detector" go_tests bindings/go -race ./...
-  suite "Go: the binding with the library inside" go_tests bindings/go -tags inflight_static -run 'Example|Streamed|Closed' .
+  suite "Go: the binding with the library inside" \
+    go_tests bindings/go -tags inflight_static -run 'Example|Streamed|Closed' .
   suite "Go: the generate example" go_tests examples/go ./generate
 }
