@@ -1,0 +1,3 @@
+module github.com/inflight-engine/inflight/bindings/go
+
+go 1.25
