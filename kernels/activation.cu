@@ -4,6 +4,7 @@
 // width a multiple of 8; bias, as wide as the input, of single precision, or null.
 // One thread makes one 16-byte vector; the grid's second dimension is the row.
 
+#include "activation.cuh"
 #include "common.cuh"
 
 struct ActivationParams {
@@ -14,35 +15,6 @@ struct ActivationParams {
   uint32_t rows;
 };
 static_assert(sizeof(ActivationParams) == 32, "mirrored in activation.rs");
-
-// x * sigmoid(y).
-__device__ inline float times_sigmoid(float x, float y) { return x / (1.0f + __expf(-y)); }
-
-struct Silu {
-  __device__ static float apply(float x) { return times_sigmoid(x, x); }
-};
-
-struct Gelu {
-  __device__ static float apply(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678f)); }
-};
-
-// 0.5 x (1 + tanh(y)) = x sigmoid(2 y) with y = sqrt(2 / pi) (x + 0.044715 x^3).
-struct GeluTanh {
-  __device__ static float apply(float x) { return times_sigmoid(x, x * (1.5957691f + 0.07135481f * x * x)); }
-};
-
-struct QuickGelu {
-  __device__ static float apply(float x) { return times_sigmoid(x, 1.702f * x); }
-};
-
-// A NaN stays one, which fmaxf would drop.
-struct Relu {
-  __device__ static float apply(float x) { return x < 0.0f ? 0.0f : x; }
-};
-
-struct ReluSquared {
-  __device__ static float apply(float x) { return x < 0.0f ? 0.0f : x * x; }
-};
 
 template <typename T>
 __device__ inline void load_biased(const uint4 *row, const float4 *bias, uint32_t index, float (&values)[8]) {

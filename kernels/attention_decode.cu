@@ -14,7 +14,7 @@
 #include "attention.cuh"
 
 template <int HEAD_DIM> struct DecodeShape {
-  static constexpr int WARPS = HEAD_DIM > 128 ? 2 : 4;
+  static constexpr int WARPS = HEAD_DIM > 128 ? 3 : 4;
   static constexpr int STAGES = HEAD_DIM <= 64 ? 4 : HEAD_DIM <= 96 ? 3 : 2;
   static constexpr int TILE_ELEMENTS = 16 * ROW_ELEMENTS<HEAD_DIM>;
   static constexpr int SHARED_BYTES = WARPS * STAGES * 2 * TILE_ELEMENTS * 2;

@@ -314,6 +314,22 @@ pub trait Backend: Send + 'static {
         Ok(())
     }
 
+    /// The operations from here up to [`Backend::next_branch`] and those from there up to [`Backend::join`] do not
+    /// depend on each other, and a backend may run them at the same time.
+    fn fork(&mut self) -> BackendResult<()> {
+        Ok(())
+    }
+
+    /// See [`Backend::fork`].
+    fn next_branch(&mut self) -> BackendResult<()> {
+        Ok(())
+    }
+
+    /// See [`Backend::fork`].
+    fn join(&mut self) -> BackendResult<()> {
+        Ok(())
+    }
+
     /// `out[t] = table[tokens[t]] * scale + positions[position of t]` for the batch's tokens.
     fn embed(&mut self, embedding: &Embedding<'_, Self::Tensor>, out: &mut Self::Tensor)
     -> BackendResult<()>;
@@ -380,6 +396,20 @@ pub trait Backend: Send + 'static {
         out: &mut Self::Tensor,
         rows: usize,
     ) -> BackendResult<()>;
+
+    /// [`Backend::linear`] and then [`Backend::activate`]: `projected = weight · input`, which the operation may
+    /// leave as it was, then `out = activation(projected + bias)`.
+    fn linear_activate(
+        &mut self,
+        input: &Self::Tensor,
+        weight: &Self::Tensor,
+        activate: &Activate<'_, Self::Tensor>,
+        (projected, out): (&mut Self::Tensor, &mut Self::Tensor),
+        rows: usize,
+    ) -> BackendResult<()> {
+        self.linear(input, weight, projected, rows)?;
+        self.activate(projected, activate, out, rows)
+    }
 
     /// `out[i] = head · hidden[last token of sampled row i]`, in f32, then bias, scale and soft cap.
     fn logits(

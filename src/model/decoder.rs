@@ -149,10 +149,12 @@ impl<B: Backend> LoadedModel<B> {
                 }
                 BlockShape::Parallel => {
                     self.add_norm(backend, waiting, NormPlace::Attention { layer }, rows)?;
-                    waiting = [
-                        Some(self.attention_block(backend, layer, rows)?),
-                        Some(self.mlp_block(backend, layer, rows)?),
-                    ];
+                    backend.fork()?;
+                    let attention = self.attention_block(backend, layer, rows)?;
+                    backend.next_branch()?;
+                    let mlp = self.mlp_block(backend, layer, rows)?;
+                    backend.join()?;
+                    waiting = [Some(attention), Some(mlp)];
                 }
                 BlockShape::ParallelTwoNorms => {
                     self.add_norm(backend, waiting, NormPlace::Attention { layer }, rows)?;
@@ -249,13 +251,12 @@ impl<B: Backend> LoadedModel<B> {
         let delta = mlp_delta.as_mut().unwrap_or(attention_delta);
         match &weights.layers[layer].mlp {
             LayerMlp::Dense(mlp) => {
-                backend.linear(input, &mlp.up.weight, up, rows)?;
                 let activate = Activate {
                     function: axes.mlp.activation(),
                     gating: axes.mlp.gating(),
                     bias: mlp.up.bias.as_ref(),
                 };
-                backend.activate(up, &activate, activated, rows)?;
+                backend.linear_activate(input, &mlp.up.weight, &activate, (up, activated), rows)?;
                 backend.linear(activated, &mlp.down.weight, delta, rows)?;
             }
             LayerMlp::Experts(_) => unreachable!("validation refuses mixtures of experts"),

@@ -94,13 +94,10 @@ fn batches(random: &mut Random) -> Vec<Batch> {
     ]
 }
 
-fn compare_logits(dtype: DType) {
-    let folder = tempfile::tempdir().unwrap();
-    write_checkpoint(folder.path());
-    let checkpoint = Checkpoint::open(folder.path()).unwrap();
-    let spec = load_spec(&checkpoint).unwrap();
-    let mut on_cpu = decoder(cpu(), &spec, &checkpoint, dtype);
-    let mut on_gpu = decoder(gpu(), &spec, &checkpoint, dtype);
+fn compare_logits(checkpoint: &Checkpoint, dtype: DType) {
+    let spec = load_spec(checkpoint).unwrap();
+    let mut on_cpu = decoder(cpu(), &spec, checkpoint, dtype);
+    let mut on_gpu = decoder(gpu(), &spec, checkpoint, dtype);
     for (step, batch) in batches(&mut Random(11)).iter().enumerate() {
         on_cpu.forward(batch).unwrap();
         on_gpu.forward(batch).unwrap();
@@ -115,8 +112,30 @@ fn compare_logits(dtype: DType) {
 
 #[test]
 fn logits_are_the_cpus() {
-    compare_logits(DType::Bf16);
-    compare_logits(DType::F16);
+    let folder = tempfile::tempdir().unwrap();
+    write_checkpoint(folder.path());
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    compare_logits(&checkpoint, DType::Bf16);
+    compare_logits(&checkpoint, DType::F16);
+}
+
+/// The block of GPT-J, whose branches run at the same time in recorded steps, with heads of its size.
+#[test]
+fn logits_of_a_parallel_block_are_the_cpus() {
+    let mut spec: serde_json::Value =
+        serde_json::from_str(include_str!("../../benches/specs/gpt_j_6b.json")).unwrap();
+    spec["num_layers"] = 2.into();
+    spec["hidden_size"] = 512.into();
+    spec["intermediate_size"] = 1024.into();
+    spec["vocab_size"] = VOCAB.into();
+    spec["heads"]["num_heads"] = 2.into();
+    spec["heads"]["num_kv_heads"] = 2.into();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("spec.json");
+    std::fs::write(&path, spec.to_string()).unwrap();
+    let checkpoint = Checkpoint::random(&path, 5);
+    compare_logits(&checkpoint, DType::Bf16);
+    compare_logits(&checkpoint, DType::F16);
 }
 
 /// Two steps in flight give the tokens of one step at a time: the second reads its tokens on the device.

@@ -171,6 +171,36 @@ fn activate() {
 }
 
 #[test]
+fn products_with_activations() {
+    for dtype in DTYPES {
+        let mut rig = Rig::new(dtype);
+        rig.reserve(&BackendLimits { max_tokens: 64, max_slots: 4, vocab_size: 8 });
+        let mut random = Random(13);
+        for (width, in_features) in [(8, 8), (40, 264), (1544, 512)] {
+            for (case, rows) in [1, 7, 8, 9, 16, 17, 40].into_iter().enumerate() {
+                let gating = [Gating::Gated, Gating::Plain][case % 2];
+                let function = Activation::ALL[case % Activation::ALL.len()];
+                let input_width = gating.input_width(width);
+                let input = rig.activation(in_features, &random.values((rows + 1) * in_features, 1.0));
+                let weight = rig.weight(in_features, &random.values(input_width * in_features, 0.3));
+                let bias = rig.single(input_width, &random.values(input_width, 1.0));
+                let mut projected = rig.poisoned(rows + 1, input_width);
+                let mut out = rig.poisoned(rows + 1, width);
+                let with_bias = case != 2;
+                let activate = Activate { function, gating, bias: with_bias.then_some(&bias.cpu) };
+                let places = (&mut projected.cpu, &mut out.cpu);
+                rig.cpu.linear_activate(&input.cpu, &weight.cpu, &activate, places, rows).unwrap();
+                let activate = Activate { function, gating, bias: with_bias.then_some(&bias.gpu) };
+                let places = (&mut projected.gpu, &mut out.gpu);
+                rig.gpu.linear_activate(&input.gpu, &weight.gpu, &activate, places, rows).unwrap();
+                let what = format!("{} {gating:?} {dtype:?} {rows} x {width}", function.name());
+                rig.assert_same(&what, &out, 2.0 * rig.tolerance());
+            }
+        }
+    }
+}
+
+#[test]
 fn linear() {
     for dtype in DTYPES {
         let mut rig = Rig::new(dtype);

@@ -65,7 +65,7 @@ impl HeadKernels {
     fn new(gpu: &Gpu, modules: &Modules, head_dim: usize) -> BackendResult<HeadKernels> {
         // These mirror DecodeShape: a shared row carries one more vector against bank conflicts.
         let row_bytes = 2 * (head_dim + 8);
-        let warps = if head_dim > 128 { 2 } else { 4 };
+        let warps = if head_dim > 128 { 3 } else { 4 };
         let stages = match head_dim {
             ..=64 => 4,
             65..=96 => 3,

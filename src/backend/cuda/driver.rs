@@ -20,7 +20,12 @@ const MIN_DRIVER_VERSION: c_int = 13_000;
 pub(super) struct Gpu {
     device: sys::CUdevice,
     context: sys::CUcontext,
-    stream: sys::CUstream,
+    /// What operations are put on: `main_stream`, or in the second branch of a fork `side_stream`.
+    stream: Cell<sys::CUstream>,
+    main_stream: sys::CUstream,
+    side_stream: sys::CUstream,
+    /// Whether the next kernel must not overlap its predecessor, because streams have just met.
+    is_crossing: Cell<bool>,
     num_multiprocessors: u32,
     /// Major and minor compute capability.
     compute_capability: (u32, u32),
@@ -72,7 +77,10 @@ impl Gpu {
         let mut gpu = Gpu {
             device,
             context,
-            stream,
+            stream: Cell::new(stream),
+            main_stream: stream,
+            side_stream: stream,
+            is_crossing: Cell::new(false),
             num_multiprocessors: 0,
             compute_capability: (0, 0),
             is_lost: Cell::new(false),
@@ -83,9 +91,11 @@ impl Gpu {
             check("entering its context", sys::cuCtxSetCurrent(context))?;
             check("reading priorities", sys::cuCtxGetStreamPriorityRange(&mut least, &mut greatest))?;
             let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
-            check("creating a stream", sys::cuStreamCreateWithPriority(&mut stream, flags, greatest))?;
+            for stream in [&mut gpu.main_stream, &mut gpu.side_stream] {
+                check("creating a stream", sys::cuStreamCreateWithPriority(stream, flags, greatest))?;
+            }
         }
-        gpu.stream = stream;
+        gpu.stream.set(gpu.main_stream);
         let attribute = |attribute: Attribute| -> Result<u32> {
             let mut value = 0;
             // SAFETY: the pointer is to a local.
@@ -115,7 +125,23 @@ impl Gpu {
     }
 
     pub(super) fn stream(&self) -> sys::CUstream {
-        self.stream
+        self.stream.get()
+    }
+
+    /// Puts operations on the first stream again, whatever was under way.
+    pub(super) fn leave_branch(&self) {
+        self.stream.set(self.main_stream);
+        self.is_crossing.set(false);
+    }
+
+    /// Lets the second stream go on from here, or the first where `is_joining`, after the other's work so far, and
+    /// puts operations on it.
+    pub(super) fn cross(&self, event: &Event, is_joining: bool) -> BackendResult<()> {
+        let next = if is_joining { self.main_stream } else { self.side_stream };
+        self.stream.set(next);
+        self.is_crossing.set(true);
+        // SAFETY: both streams and the event live, in one context.
+        self.check("cross", unsafe { sys::cuStreamWaitEvent(next, event.event, 0) })
     }
 
     /// The device's name, as the driver gives it.
@@ -189,6 +215,8 @@ impl Gpu {
             pad: [0; 4],
             value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
         };
+        let is_crossing = self.is_crossing.replace(false);
+        let overlaps = shape.overlaps && !is_crossing && self.compute_capability.0 >= 9;
         let config = sys::CUlaunchConfig {
             gridDimX: x,
             gridDimY: y,
@@ -197,9 +225,9 @@ impl Gpu {
             blockDimY: 1,
             blockDimZ: 1,
             sharedMemBytes: shape.shared_bytes,
-            hStream: self.stream,
+            hStream: self.stream(),
             attrs: &mut overlap,
-            numAttrs: u32::from(shape.overlaps && self.compute_capability.0 >= 9),
+            numAttrs: u32::from(overlaps),
         };
         // SAFETY: the kernel takes one parameter, a struct whose layout `P` mirrors (`Params`), and the driver
         // copies it before it returns. What the struct points to was checked by the launcher. The attribute
@@ -262,7 +290,9 @@ impl Gpu {
         bytes: usize,
     ) -> BackendResult<()> {
         // SAFETY: the caller's promise.
-        self.check("upload", unsafe { sys::cuMemcpyHtoDAsync_v2(target, source.cast(), bytes, self.stream) })
+        self.check("upload", unsafe {
+            sys::cuMemcpyHtoDAsync_v2(target, source.cast(), bytes, self.stream())
+        })
     }
 
     /// Copies `bytes` bytes to pinned memory, in stream order.
@@ -277,20 +307,20 @@ impl Gpu {
     ) -> BackendResult<()> {
         // SAFETY: the caller's promise.
         self.check("download", unsafe {
-            sys::cuMemcpyDtoHAsync_v2(target.cast(), source, bytes, self.stream)
+            sys::cuMemcpyDtoHAsync_v2(target.cast(), source, bytes, self.stream())
         })
     }
 
     /// Sets memory to a byte, in stream order.
     pub(super) fn fill(&self, target: DevicePtr, byte: u8, bytes: u64) -> BackendResult<()> {
         // SAFETY: callers pass allocations of this device; the driver checks the range.
-        self.check("fill", unsafe { sys::cuMemsetD8Async(target, byte, bytes as usize, self.stream) })
+        self.check("fill", unsafe { sys::cuMemsetD8Async(target, byte, bytes as usize, self.stream()) })
     }
 
     /// Waits for everything on the stream.
     pub(super) fn synchronize(&self) -> BackendResult<()> {
         // SAFETY: the stream lives as long as `self`.
-        self.check("synchronize", unsafe { sys::cuStreamSynchronize(self.stream) })
+        self.check("synchronize", unsafe { sys::cuStreamSynchronize(self.stream()) })
     }
 }
 
@@ -300,8 +330,10 @@ impl Drop for Gpu {
         // SAFETY: nothing of the stream or the context is used after this.
         unsafe {
             let _ = sys::cuCtxSetCurrent(self.context);
-            if !self.stream.is_null() {
-                let _ = sys::cuStreamDestroy_v2(self.stream);
+            for stream in [self.main_stream, self.side_stream] {
+                if !stream.is_null() {
+                    let _ = sys::cuStreamDestroy_v2(stream);
+                }
             }
             let _ = sys::cuDevicePrimaryCtxRelease_v2(self.device);
         }
@@ -396,7 +428,7 @@ impl Event {
     /// Records everything on the stream so far.
     pub(super) fn record(&self, gpu: &Gpu) -> BackendResult<()> {
         // SAFETY: event and stream live, in one context.
-        gpu.check("record", unsafe { sys::cuEventRecord(self.event, gpu.stream) })
+        gpu.check("record", unsafe { sys::cuEventRecord(self.event, gpu.stream()) })
     }
 
     /// Waits until the device has come by; an event that was never recorded has passed.

@@ -9,7 +9,7 @@ use std::ptr;
 use cudarc::driver::sys;
 
 use super::batch::{LaunchSizes, LoadedBatch};
-use super::driver::Gpu;
+use super::driver::{Event, Gpu};
 use crate::backend::BackendResult;
 
 const OPERATION: &str = "record_graph";
@@ -32,6 +32,7 @@ impl Graph {
 
     /// Ends a recording, whatever became of it.
     pub(super) fn end_recording(gpu: &Gpu) -> BackendResult<Graph> {
+        gpu.leave_branch();
         let mut template = ptr::null_mut();
         // SAFETY: the pointer is to a local; a stream that does not record gives an error.
         gpu.check(OPERATION, unsafe { sys::cuStreamEndCapture(gpu.stream(), &mut template) })?;
@@ -60,6 +61,31 @@ impl Drop for Graph {
     fn drop(&mut self) {
         // SAFETY: the backend waits for its stream before it drops its graphs; an error changes nothing.
         let _ = unsafe { sys::cuGraphExecDestroy(self.exec) };
+    }
+}
+
+/// Where the branches of a fork part and meet.
+pub(super) struct Crossings {
+    parted: Event,
+    met: Event,
+}
+
+impl Crossings {
+    pub(super) fn new(gpu: &Gpu) -> BackendResult<Crossings> {
+        Ok(Crossings { parted: Event::new(gpu, false)?, met: Event::new(gpu, false)? })
+    }
+
+    pub(super) fn fork(&self, gpu: &Gpu) -> BackendResult<()> {
+        self.parted.record(gpu)
+    }
+
+    pub(super) fn next_branch(&self, gpu: &Gpu) -> BackendResult<()> {
+        gpu.cross(&self.parted, false)
+    }
+
+    pub(super) fn join(&self, gpu: &Gpu) -> BackendResult<()> {
+        self.met.record(gpu)?;
+        gpu.cross(&self.met, true)
     }
 }
 

@@ -36,8 +36,8 @@ use self::batch::StepState;
 use self::cublas::{CublasLt, Operands, ProductShape};
 use self::driver::{DevicePtr, Event, Gpu};
 use self::embed::Embed;
-use self::graph::Graphs;
-use self::linear::Linear;
+use self::graph::{Crossings, Graphs};
+use self::linear::{FusedActivation, Linear};
 use self::memory::{Arena, Pinned};
 use self::modules::Modules;
 use self::norm::Norms;
@@ -76,6 +76,16 @@ struct Reserved {
     step: StepState,
     sampler: Sampler,
     scratch: DevicePtr,
+    crossings: Crossings,
+}
+
+impl Reserved {
+    /// The crossings where branches run at the same time: in recorded steps of few rows, whose products leave the
+    /// device's bandwidth idle while attention waits for memory, and use nothing that both branches would write.
+    fn crossings(&self) -> Option<&Crossings> {
+        let is_small = Linear::fuses_activation(self.step.batch.launch.tokens);
+        (self.step.is_recording && is_small).then_some(&self.crossings)
+    }
 }
 
 struct Kernels {
@@ -213,7 +223,8 @@ impl Backend for Cuda {
         let scratch = arena.alloc(gpu, SCRATCH_BYTES, "workspace")?;
         let workspace = arena.alloc(gpu, cublas::WORKSPACE_BYTES, "workspace of cuBLASLt")?;
         self.kernels.linear.cublas.set_workspace(workspace);
-        self.state = Some(Reserved { step, sampler, scratch });
+        let crossings = Crossings::new(gpu)?;
+        self.state = Some(Reserved { step, sampler, scratch, crossings });
         Ok(())
     }
 
@@ -345,6 +356,21 @@ impl Backend for Cuda {
         warm_up::run(self, check, max_context_len, operations)
     }
 
+    fn fork(&mut self) -> BackendResult<()> {
+        let (_, gpu, reserved, _) = self.reserved("fork")?;
+        reserved.crossings().map_or(Ok(()), |crossings| crossings.fork(gpu))
+    }
+
+    fn next_branch(&mut self) -> BackendResult<()> {
+        let (_, gpu, reserved, _) = self.reserved("next_branch")?;
+        reserved.crossings().map_or(Ok(()), |crossings| crossings.next_branch(gpu))
+    }
+
+    fn join(&mut self) -> BackendResult<()> {
+        let (_, gpu, reserved, _) = self.reserved("join")?;
+        reserved.crossings().map_or(Ok(()), |crossings| crossings.join(gpu))
+    }
+
     fn embed(&mut self, embedding: &Embedding<'_, Tensor>, out: &mut Tensor) -> BackendResult<()> {
         let (check, gpu, reserved, kernels) = self.reserved("embed")?;
         kernels.embed.embed(gpu, check, &reserved.step, embedding, out)
@@ -434,6 +460,38 @@ impl Backend for Cuda {
     ) -> BackendResult<()> {
         let check = self.checker("activate");
         self.kernels.activations.run(&self.gpu, check, activate, (input, out), rows)
+    }
+
+    fn linear_activate(
+        &mut self,
+        input: &Tensor,
+        weight: &Tensor,
+        activate: &Activate<'_, Tensor>,
+        (projected, out): (&mut Tensor, &mut Tensor),
+        rows: usize,
+    ) -> BackendResult<()> {
+        if !Linear::fuses_activation(rows) {
+            self.linear(input, weight, projected, rows)?;
+            return self.activate(projected, activate, out, rows);
+        }
+        let check = self.checker("linear_activate");
+        let width = activate.gating.input_width(out.columns());
+        check.vectors("weight", weight)?;
+        check.tensor("weight", weight, weight.dtype(), width, weight.columns())?;
+        check.tensor("input", input, weight.dtype(), rows, weight.columns())?;
+        check.tensor("out", out, weight.dtype(), rows, out.columns())?;
+        let shape = ProductShape {
+            rows,
+            out_features: out.columns(),
+            in_features: weight.columns(),
+            dtype: weight.dtype(),
+            out_dtype: out.dtype(),
+        };
+        let operands = Operands { input: input.data, weight: weight.data, out: out.data };
+        let bias = check.optional_row("bias", activate.bias, width)?;
+        let Activate { function, gating, .. } = *activate;
+        let activation = FusedActivation { function, gating, bias };
+        self.kernels.linear.run_activated(&self.gpu, check, shape, operands, activation)
     }
 
     fn logits(&mut self, hidden: &Tensor, head: &Head<'_, Tensor>, out: &mut Tensor) -> BackendResult<()> {
