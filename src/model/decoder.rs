@@ -4,10 +4,9 @@ use crate::backend::{
     Activate, AttentionShape, Backend, BackendLimits, BackendResult, Batch, DType, Delta, Embedding, Head,
     Norm, NormExtent, QkNorm, QkvTransform, Rope, RopePairing, Sampled, Scoring, SlotState,
 };
-use crate::config::ProgressCallback;
 use crate::error::Result;
 use crate::format::Checkpoint;
-use crate::model::load;
+use crate::model::load::{self, LoadOptions};
 use crate::model::memory::{self, Activations, BufferShape};
 use crate::model::rope;
 use crate::model::spec::{self, BlockShape, LogitExtras, Mlp, ModelSpec, Positions};
@@ -86,12 +85,12 @@ impl<B: Backend> Decoder<B> {
         spec: &ModelSpec,
         checkpoint: &Checkpoint,
         config: &DecoderConfig,
-        progress: Option<&ProgressCallback>,
+        loading: &LoadOptions<'_>,
     ) -> Result<Self> {
         spec.validate()?;
         spec.check_support(&backend)?;
         memory::memory_plan(&backend, spec, config)?;
-        let weights = load::load(&mut backend, spec, checkpoint, config.weight_dtype, progress)?;
+        let weights = load::load(&mut backend, spec, checkpoint, config.weight_dtype, loading)?;
         let rope_tables = load_rope_tables(&mut backend, spec, config)?;
         let kv_cache = backend.alloc_kv_cache(&config.kv_layout(spec))?;
         let activation_dtype = backend.activation_dtype(config.weight_dtype);

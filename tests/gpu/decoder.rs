@@ -7,6 +7,7 @@ use inflight::backend::{Backend, BackendLimits, Batch, DType, TOKEN_FROM_SLOT};
 use inflight::format::Checkpoint;
 use inflight::model::decoder::{Decoder, DecoderConfig};
 use inflight::model::families::load_spec;
+use inflight::model::load::LoadOptions;
 use inflight::model::spec::ModelSpec;
 use safetensors::tensor::{Dtype, TensorView};
 
@@ -70,7 +71,8 @@ fn config(dtype: DType) -> DecoderConfig {
 }
 
 fn decoder<B: Backend>(backend: B, spec: &ModelSpec, checkpoint: &Checkpoint, dtype: DType) -> Decoder<B> {
-    let mut decoder = Decoder::load(backend, spec, checkpoint, &config(dtype), None).unwrap();
+    let mut decoder =
+        Decoder::load(backend, spec, checkpoint, &config(dtype), &LoadOptions::default()).unwrap();
     for slot in 0..24 {
         decoder.reset_slot(slot, &GREEDY).unwrap();
     }
