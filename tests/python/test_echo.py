@@ -224,16 +224,16 @@ class Echo(unittest.TestCase):
                 use()
 
     def test_engines_and_queues_go_with_their_objects(self):
-        before = num_threads()
+        before = (num_threads(), num_descriptors())
         for _ in range(20):
             engine = Engine(device="echo")
             engine.generate("x").text()
-            engine.queue()
+            engine.queue().fileno()
             finalizer = engine._destroy
             del engine
             gc.collect()
             self.assertFalse(finalizer.alive)
-        self.assertTrue(wait_until(lambda: num_threads() <= before))
+        self.assertTrue(wait_until(lambda: num_threads() <= before[0] and num_descriptors() <= before[1]))
         # An answer keeps its engine.
         stream = Engine(device="echo").generate("kept")
         gc.collect()
@@ -355,3 +355,7 @@ class FakeLibrary:
 
 def num_threads():
     return len(os.listdir("/proc/self/task"))
+
+
+def num_descriptors():
+    return len(os.listdir("/proc/self/fd"))
