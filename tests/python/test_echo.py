@@ -275,6 +275,14 @@ class Echo(unittest.TestCase):
             with self.assertRaises(ValueError):
                 engine.generate(prompt)
         with self.assertRaises(TypeError):
+            engine.generate([1.5])
+
+        class Whole:
+            def __index__(self):
+                return 104
+
+        self.assertEqual(engine.generate([Whole(), 105], max_tokens=Whole()).text(), "hi")
+        with self.assertRaises(TypeError):
             Engine(device="echo", max_sequences=1)
         self.assertEqual(engine.generate("x", timeout=float("inf"), temperature=1, logit_bias={1: 0.5}).text(), "x")
 
