@@ -129,6 +129,9 @@ func TestPromptsOfEveryKind(t *testing.T) {
 	if got := askWell(t, engine, Request{Prompt: Tokens{'a', 'b'}}); got.text != "ab" {
 		t.Fatal(got)
 	}
+	for _, empty := range []Prompt{Text(""), Tokens{}, Tokens(nil)} {
+		wantError(t, ask(t.Context(), engine, Request{Prompt: empty}).err, ErrInvalidArgument, "prompt")
+	}
 	for _, prompt := range []Prompt{
 		User("say \"hi\"\n"),
 		Chat{{Role: "user", Content: "say \"hi\"\n"}},
@@ -330,6 +333,9 @@ func TestAFullQueueIsBusy(t *testing.T) {
 	waiting.Wait()
 	waitUntilIdle(t, engine)
 	askWell(t, engine, Request{Prompt: Text("x")})
+	if err := engine.Err(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestAThousandStreamsAtOnce(t *testing.T) {
@@ -394,6 +400,7 @@ func checkClosed(t *testing.T, engine *Engine) {
 	t.Helper()
 	calls := map[string]func() error{
 		"Generate":  func() error { return ask(t.Context(), engine, Request{Prompt: Text("x")}).err },
+		"Err":       func() error { return engine.Err() },
 		"Stats":     func() error { _, err := engine.Stats(); return err },
 		"ModelInfo": func() error { _, err := engine.ModelInfo(); return err },
 		"Tokenize":  func() error { _, err := engine.Tokenize("x", TokenizeOptions{}); return err },

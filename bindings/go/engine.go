@@ -104,6 +104,15 @@ func (c *core) toError(status C.ifl_status, detail *C.ifl_error) error {
 	return err
 }
 
+// Err is nil while the engine runs, and otherwise why it has ended: [ErrClosed] after Close, or what a fatal error of
+// its device was, after which nothing but Close is left to do.
+func (e *Engine) Err() error {
+	if err := e.check(); err != nil {
+		return err
+	}
+	return e.streams.err()
+}
+
 // Stats are counters since the engine was opened, and gauges of the moment.
 type Stats struct {
 	// NumSteps counts steps run.

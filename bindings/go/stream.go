@@ -172,6 +172,12 @@ func (all *streams) endAll(err error) {
 	clear(all.active)
 }
 
+func (all *streams) err() error {
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	return all.ended
+}
+
 func toPiece(event *C.ifl_event) piece {
 	p := piece{chunk: Chunk{
 		Text:     copyText(event.text, event.text_len),

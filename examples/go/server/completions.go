@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
-	"errors"
 	"net/http"
 	"strings"
 	"time"
@@ -165,7 +164,7 @@ func (j *job) collect(ctx context.Context, w http.ResponseWriter) {
 		used.add(j, o)
 	}
 	if failure != nil {
-		j.fail(w, failure)
+		writeError(w, failure)
 		return
 	}
 	bodies := make([]any, len(choices))
@@ -225,9 +224,8 @@ func (j *job) stream(ctx context.Context, w http.ResponseWriter) {
 	case failure == nil:
 		j.sendEnd(&events, used)
 	case !events.open:
-		j.fail(w, failure)
+		writeError(w, failure)
 	default:
-		j.note(failure)
 		_ = events.send(toAPIError(failure))
 	}
 }
@@ -254,18 +252,6 @@ func (j *job) sendEnd(events *eventWriter, used usage) {
 		_ = events.send(body)
 	}
 	_ = events.sendRaw([]byte("[DONE]"))
-}
-
-func (j *job) fail(w http.ResponseWriter, err error) {
-	j.note(err)
-	writeError(w, err)
-}
-
-// note remembers what concerns more than one request.
-func (j *job) note(err error) {
-	if errors.Is(err, inflight.ErrDeviceLost) || errors.Is(err, inflight.ErrInternal) {
-		j.server.lost.Store(true)
-	}
 }
 
 // eventWriter sends server-sent events.

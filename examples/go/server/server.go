@@ -31,7 +31,6 @@ type server struct {
 	loopback  bool
 	created   int64 // Unix time.
 	stopping  atomic.Bool
-	lost      atomic.Bool // The engine has ended by itself.
 	responses responseCounts
 }
 
@@ -127,12 +126,12 @@ func (s *server) withJSON(next http.HandlerFunc) http.HandlerFunc {
 }
 
 func (s *server) health(w http.ResponseWriter, _ *http.Request) {
-	_, err := s.engine.Stats()
+	err := s.engine.Err()
 	switch {
 	case s.stopping.Load():
 		http.Error(w, "stopping", http.StatusServiceUnavailable)
-	case err != nil || s.lost.Load():
-		http.Error(w, "the engine has ended", http.StatusServiceUnavailable)
+	case err != nil:
+		http.Error(w, "the engine has ended: "+err.Error(), http.StatusServiceUnavailable)
 	default:
 		fmt.Fprintln(w, "ok")
 	}
