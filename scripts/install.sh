@@ -47,10 +47,10 @@ done
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' "$root/Cargo.toml" | head -n 1)
 major=${version%%.*}
 mkdir -p "$prefix"/include "$prefix"/lib/pkgconfig "$prefix"/lib/cmake/inflight
-install -m 644 "$root/include/inflight.h" "$prefix/include"
+install -m 644 "$root/include/inflight.h" "$root"/bindings/cpp/*.hpp "$prefix/include"
 install -m 755 "$from/libinflight.so" "$prefix/lib/libinflight.so.$major"
 ln -sf "libinflight.so.$major" "$prefix/lib/libinflight.so"
-install -m 644 "$from/libinflight.a" "$prefix/lib"
+"$root/scripts/static-library.sh" "$from/libinflight.a" "$prefix/lib/libinflight.a"
 
 # fill TEMPLATE FILE: the templates stand for paths below a prefix, relative to the library's folder.
 fill() {

@@ -42,7 +42,7 @@ suite() {
   "${@:2}" 2>&1 | tee "$log"
   local status=${PIPESTATUS[0]}
   # A suite that dies says nothing: then it is one failure.
-  read -ra counts < <(grep -E '^[0-9]+ passed, [0-9]+ failed$' "$log" | tail -n 1) || counts=(0 passed, 1 failed)
+  read -ra counts < <(grep -E '^[0-9]+ passed, [0-9]+ failed$' "$log" | tail -n 1) || counts=(0 "passed," 1 failed)
   num_failed=${counts[2]}
   if [ "$status" -ne 0 ] && [ "$num_failed" -eq 0 ]; then num_failed=1; fi
   num_passed=$((num_passed + counts[0]))
