@@ -412,8 +412,10 @@ func TestCommandLine(t *testing.T) {
 	if err != nil || c.modelName != "bird.gguf" || c.listen != "127.0.0.1:8080" || c.apiKey != "from the environment" {
 		t.Fatalf("%+v %v", c, err)
 	}
-	if _, err := parse([]string{"stray"}); err == nil {
-		t.Fatal("a stray argument passes")
+	for _, mistake := range [][]string{{"stray"}, {"--device", "echo", "stray"}, {"--grace", "x"}, {}} {
+		if _, err := parse(mistake); err == nil || !strings.Contains(err.Error(), "--help") {
+			t.Fatal(mistake, err)
+		}
 	}
 	if err := run(t.Context(), []string{"--model", "/no/such/model", "--listen", "127.0.0.1:0"}); err == nil {
 		t.Fatal("a missing model passes")
