@@ -48,11 +48,7 @@ impl ModelSpec {
         check_factor("logits.scale", self.logits.scale.into())?;
         check_optional("logits.soft_cap", self.logits.soft_cap)?;
         self.validate_names()?;
-        self.validate_presence()?;
-        if self.experts.is_some() {
-            return Err(ModelError::unsupported("experts", "mixtures of experts are not supported"));
-        }
-        Ok(())
+        self.validate_presence()
     }
 
     fn validate_names(&self) -> ModelResult<()> {
@@ -128,6 +124,11 @@ impl ModelSpec {
         }
         let Some((names, experts)) = names.experts.as_ref().zip(self.experts.as_ref()) else { return Ok(()) };
         check_mlp("weights.experts.experts", &names.experts, gating)?;
+        let parts = names.experts.parts().into_iter().chain(names.shared.iter().flat_map(MlpNames::parts));
+        for (part, _) in parts.filter(|(_, names)| names.bias.is_some()) {
+            let message = "biases of experts are not supported";
+            return Err(ModelError::unsupported(format!("weights.experts: {part}.bias"), message));
+        }
         if let Some(shared) = &names.shared {
             check_mlp("weights.experts.shared", shared, gating)?;
         }
