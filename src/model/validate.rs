@@ -191,9 +191,13 @@ impl LayerSet {
             LayerSet::From { first } => ("first", Some(*first), MAX_LAYERS + 1),
             LayerSet::Periodic { period, remainders } => {
                 check_size(&format!("{field}.period"), *period, MAX_LAYERS)?;
+                check_length(&format!("{field}.remainders"), remainders, *period)?;
                 ("remainders", remainders.iter().copied().max(), *period)
             }
-            LayerSet::Listed { layers } => ("layers", layers.iter().copied().max(), num_layers),
+            LayerSet::Listed { layers } => {
+                check_length(&format!("{field}.layers"), layers, num_layers)?;
+                ("layers", layers.iter().copied().max(), num_layers)
+            }
         };
         match index.filter(|&index| index >= end) {
             Some(index) => {
@@ -224,7 +228,7 @@ impl Positions {
         let (theta, rotary_dim, scaling, local) = match self {
             Positions::None => return Ok(()),
             Positions::Learned { offset } => {
-                return check_size("positions.offset", *offset + 1, MAX_POSITIONS);
+                return check_size("positions.offset", offset.saturating_add(1), MAX_POSITIONS);
             }
             Positions::Alibi { max_bias, scale } => {
                 check_factor("positions.max_bias", (*max_bias).into())?;
@@ -320,6 +324,14 @@ impl RopeScaling {
             }
         }
     }
+}
+
+/// Lists are searched once per layer.
+fn check_length(field: &str, indexes: &[usize], max: usize) -> ModelResult<()> {
+    if indexes.len() > max {
+        return Err(ModelError::invalid(field, format!("has {} entries, more than {max}", indexes.len())));
+    }
+    Ok(())
 }
 
 fn check_theta(field: &str, theta: f64) -> ModelResult<()> {

@@ -192,9 +192,7 @@ impl Backend for Cuda {
 
     fn supports(&self, feature: Feature) -> bool {
         match feature {
-            Feature::ScoreSoftCap | Feature::Alibi | Feature::Window | Feature::QkNorm | Feature::Experts => {
-                false
-            }
+            Feature::ScoreSoftCap | Feature::Alibi | Feature::Window | Feature::Experts => false,
             Feature::QkNorm => true,
             Feature::HeadDim(head_dim) => attention::HEAD_DIMS.contains(&head_dim),
             Feature::Width(width) => width.is_multiple_of(tensor::VECTOR_ELEMENTS),

@@ -376,6 +376,30 @@ fn contradictions_are_named() {
         (vec![("weights.embedding", json!("h.{layer}.e"))], "weights.embedding"),
         (vec![("weights.head", json!("wte.weight"))], "weights."),
         (vec![("logits", json!({"soft_cap": -1.0}))], "logits.soft_cap"),
+        (
+            vec![
+                ("positions", json!({"kind": "learned", "offset": usize::MAX})),
+                ("weights.position_embedding", json!("wpe.weight")),
+            ],
+            "positions.offset",
+        ),
+        (
+            vec![(
+                "attention",
+                json!({"sliding_window": {"size": 2, "layers": {"kind": "listed", "layers": [0, 1, 1]}}}),
+            )],
+            "attention.sliding_window.layers",
+        ),
+        (
+            vec![(
+                "experts",
+                json!({
+                    "num_experts": 4096, "num_chosen": 1, "intermediate_size": 1 << 20,
+                    "weighting": "normalized",
+                }),
+            )],
+            "experts.intermediate_size",
+        ),
     ] {
         let spec: ModelSpec = serde_json::from_value(changed(&changes)).unwrap();
         let error = crate::error::Error::from(spec.validate().unwrap_err());
