@@ -1,13 +1,14 @@
-// Adds biases to queries, keys and values, clamps them, rotates query and key heads (Su et al. 2021), and writes keys
-// and values to the paged cache.
+// Adds biases to queries, keys and values, clamps them, normalises query and key heads, rotates them (Su et al. 2021),
+// and writes keys and values to the paged cache.
 //
 // qkv [tokens, (num_heads + 2 * num_kv_heads) * head_dim] of T: queries, keys, values; queries are written back,
 // keys and values go to the cache alone. bias, as wide as a row of qkv, of single precision, or null. table
 // [positions, rotary_dim] of single precision: rotary_dim / 2 cosines, then as many sines; rotary_dim may be 0. The
 // cache's layer is [block][key, value][kv_head][token in block][head_dim]. head_dim is a multiple of 8, rotary_dim
-// even.
+// even. Weights and biases of norms are as wide as all heads that they are for, of single precision.
 //
-// One block per token; its threads stride over units, each of which is a run of LANES pairs to rotate or a
+// Norms come first, where there are any: a warp takes a head, or the block all heads of a kind, and writes it back
+// rounded to T, which is read again for the rotation. One block per token; its threads stride over units, each of which is a run of LANES pairs to rotate or a
 // vector to copy. A unit of the half pairing is LANES elements and their partners rotary_dim / 2 further on; of
 // the interleaved pairing, 2 * LANES neighbours. LANES is 1 where rotary_dim does not divide into vectors.
 
@@ -20,6 +21,11 @@ struct RopeParams {
   const uint32_t *cache_places;
   const float *table;
   const float *bias;
+  // Null where queries and keys are not normalised; biases may be null alone.
+  const float *query_weight;
+  const float *query_bias;
+  const float *key_weight;
+  const float *key_bias;
   void *qkv;
   // The layer's part of the cache.
   void *cache;
@@ -30,8 +36,14 @@ struct RopeParams {
   uint32_t block_size;
   // Infinity where there is none.
   float clamp;
+  float epsilon;
+  // Layer norm instead of RMS norm.
+  uint32_t is_layer;
+  // All heads together instead of each by itself.
+  uint32_t takes_width;
+  uint32_t reserved;
 };
-static_assert(sizeof(RopeParams) == 80, "mirrored in rope.rs");
+static_assert(sizeof(RopeParams) == 128, "mirrored in rope.rs");
 
 template <typename T> struct TokenHeads {
   T *qkv;
@@ -89,11 +101,21 @@ template <int ELEMENTS, typename T> __device__ inline void store(T *target, cons
   }
 }
 
-// Elements from `element` of a token's row on, with their biases, clamped.
+// Keeps a NaN, which fminf and fmaxf would drop.
+__device__ inline float clamp(float value, float limit) {
+  return value > limit ? limit : value < -limit ? -limit : value;
+}
+
+// Elements from `element` of a token's row on, with their biases, clamped; those that went through a norm have all
+// of that behind them.
 template <int ELEMENTS, typename T>
 __device__ inline void load_biased(const RopeParams &params, const T *row, uint32_t element,
                                    float (&values)[ELEMENTS]) {
   load<ELEMENTS>(row + element, values);
+  const uint32_t first_value = (params.num_heads + params.num_kv_heads) * params.head_dim;
+  if (params.query_weight != nullptr && element < first_value) {
+    return;
+  }
   if (params.bias != nullptr) {
 #pragma unroll
     for (int i = 0; i < ELEMENTS; i++) {
@@ -102,9 +124,83 @@ __device__ inline void load_biased(const RopeParams &params, const T *row, uint3
   }
 #pragma unroll
   for (int i = 0; i < ELEMENTS; i++) {
-    // Keeps a NaN, which fminf and fmaxf would drop.
-    values[i] = values[i] > params.clamp ? params.clamp : values[i] < -params.clamp ? -params.clamp : values[i];
+    values[i] = clamp(values[i], params.clamp);
   }
+}
+
+// Elements that are normalised together, and their parameters.
+template <typename T> struct NormSpan {
+  T *values;
+  // Of the projection; may be null, as `bias`.
+  const float *added;
+  const float *weight;
+  const float *bias;
+  uint32_t width;
+};
+
+// Adds, clamps and normalises a span by threads `first`, `first + stride` and so on; `sum` adds up over them.
+template <typename T, typename Sum>
+__device__ inline void normalize(const RopeParams &params, const NormSpan<T> &span, uint32_t first, uint32_t stride,
+                                 Sum sum) {
+  const auto element = [&](uint32_t i) {
+    const float added = span.added == nullptr ? 0.0f : span.added[i];
+    return clamp(to_float(span.values[i]) + added, params.clamp);
+  };
+  const float width = static_cast<float>(span.width);
+  float mean = 0.0f;
+  if (params.is_layer != 0) {
+    float total = 0.0f;
+    for (uint32_t i = first; i < span.width; i += stride) {
+      total += element(i);
+    }
+    mean = sum(total) / width;
+  }
+  float squares = 0.0f;
+  for (uint32_t i = first; i < span.width; i += stride) {
+    const float centred = element(i) - mean;
+    squares += centred * centred;
+  }
+  const float scale = rsqrtf(sum(squares) / width + params.epsilon);
+  for (uint32_t i = first; i < span.width; i += stride) {
+    const float bias = span.bias == nullptr ? 0.0f : span.bias[i];
+    span.values[i] = from_float<T>((element(i) - mean) * scale * span.weight[i] + bias);
+  }
+}
+
+// `num_heads` heads of the token's queries or keys from head `from_kind` on.
+template <typename T>
+__device__ inline NormSpan<T> span_of(const RopeParams &params, T *row, bool is_key, uint32_t from_kind,
+                                      uint32_t num_heads) {
+  const uint32_t offset = from_kind * params.head_dim;
+  const uint32_t start = (is_key ? params.num_heads * params.head_dim : 0) + offset;
+  const float *weight = is_key ? params.key_weight : params.query_weight;
+  const float *bias = is_key ? params.key_bias : params.query_bias;
+  return {row + start, params.bias == nullptr ? nullptr : params.bias + start, weight + offset,
+          bias == nullptr ? nullptr : bias + offset, num_heads * params.head_dim};
+}
+
+template <typename T> __device__ inline void normalize_heads(const RopeParams &params, T *row) {
+  if (params.takes_width != 0) {
+    const auto sum = [](float value) {
+      // The sum before this one used the same shared memory.
+      __syncthreads();
+      return block_sum(value);
+    };
+    normalize<T>(params, span_of(params, row, false, 0, params.num_heads), threadIdx.x, blockDim.x, sum);
+    normalize<T>(params, span_of(params, row, true, 0, params.num_kv_heads), threadIdx.x, blockDim.x, sum);
+  } else {
+    const auto sum = [](float value) { return warp_sum(value); };
+    const uint32_t num_warps = blockDim.x / WARP_THREADS;
+    for (uint32_t head = threadIdx.x / WARP_THREADS; head < params.num_heads + params.num_kv_heads;
+         head += num_warps) {
+      const bool is_key = head >= params.num_heads;
+      const uint32_t from_kind = is_key ? head - params.num_heads : head;
+      const NormSpan<T> span = span_of(params, row, is_key, from_kind, 1);
+      normalize<T>(params, span, threadIdx.x % WARP_THREADS, WARP_THREADS, sum);
+    }
+  }
+  // The rotation's threads read what others have written.
+  __syncthreads();
 }
 
 // Pairs `LANES * unit ..` of the head whose elements start at `head` in the row; they go to `target`.
@@ -154,6 +250,9 @@ __device__ inline void rope_and_write_kv(const RopeParams &params) {
     return;
   }
   const TokenHeads<T> heads = locate<T>(params, token);
+  if (params.query_weight != nullptr) {
+    normalize_heads<T>(params, heads.qkv);
+  }
   const uint32_t num_keys_end = params.num_heads + params.num_kv_heads;
   const auto target = [&](uint32_t head) {
     if (head < params.num_heads) {
@@ -177,7 +276,8 @@ __device__ inline void rope_and_write_kv(const RopeParams &params) {
 
   // What does not rotate. Of queries only what changes is written.
   constexpr int COPIED = LANES % 8 == 0 ? 8 : 2;
-  const bool changes_queries = params.bias != nullptr || params.clamp < INFINITY;
+  const bool changes_queries =
+      params.query_weight == nullptr && (params.bias != nullptr || params.clamp < INFINITY);
   const uint32_t first_head = changes_queries ? 0 : params.num_heads;
   const uint32_t rest_units = (params.head_dim - params.rotary_dim) / COPIED;
   const uint32_t num_rest = (num_keys_end - first_head) * rest_units;

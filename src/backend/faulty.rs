@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::{
     Activate, AttentionShape, Backend, BackendError, BackendLimits, BackendResult, Batch, DType, Delta,
-    Embedding, Feature, Head, KvLayout, Norm, QkvTransform, Sampled, Scoring, SlotState,
+    Embedding, Feature, Head, KvLayout, Mixture, Norm, QkvTransform, Sampled, Scoring, SlotState,
 };
 
 /// A call of [`Backend`] that can fail.
@@ -44,6 +44,8 @@ pub enum Operation {
     Attention,
     /// [`Backend::activate`].
     Activate,
+    /// [`Backend::mix_experts`].
+    MixExperts,
     /// [`Backend::logits`].
     Logits,
     /// [`Backend::sample`].
@@ -54,7 +56,7 @@ pub enum Operation {
 
 impl Operation {
     /// Every operation, in the order of the trait.
-    pub const ALL: [Operation; 17] = [
+    pub const ALL: [Operation; 18] = [
         Operation::Reserve,
         Operation::Alloc,
         Operation::WriteRows,
@@ -69,6 +71,7 @@ impl Operation {
         Operation::RopeAndWriteKv,
         Operation::Attention,
         Operation::Activate,
+        Operation::MixExperts,
         Operation::Logits,
         Operation::Sample,
         Operation::Collect,
@@ -91,6 +94,7 @@ impl Operation {
             Operation::RopeAndWriteKv => "rope_and_write_kv",
             Operation::Attention => "attention",
             Operation::Activate => "activate",
+            Operation::MixExperts => "mix_experts",
             Operation::Logits => "logits",
             Operation::Sample => "sample",
             Operation::Collect => "collect",
@@ -331,6 +335,18 @@ impl<B: Backend> Backend for Faulty<B> {
     ) -> BackendResult<()> {
         self.enter(Operation::Activate)?;
         self.inner.activate(input, activate, out, rows)
+    }
+
+    fn mix_experts(
+        &mut self,
+        input: &Self::Tensor,
+        products: &Self::Tensor,
+        mixture: &Mixture<'_, Self::Tensor>,
+        out: &mut Self::Tensor,
+        rows: usize,
+    ) -> BackendResult<()> {
+        self.enter(Operation::MixExperts)?;
+        self.inner.mix_experts(input, products, mixture, out, rows)
     }
 
     fn logits(

@@ -10,8 +10,9 @@ pub mod faulty;
 mod ops;
 
 pub use ops::{
-    Activate, Activation, Alibi, AttentionShape, Delta, Embedding, Feature, Gating, Head, Norm, NormExtent,
-    NormKind, QkNorm, QkvTransform, Rope, RopePairing, Scoring,
+    Activate, Activation, Alibi, AttentionShape, Delta, Embedding, ExpertWeighting, Feature, Gating, Head,
+    Mixture, Norm, NormExtent, NormKind, QkNorm, QkvTransform, Rope, RopePairing, RouterScoring, Scoring,
+    SharedResult,
 };
 use thiserror::Error;
 
@@ -410,6 +411,17 @@ pub trait Backend: Send + 'static {
         self.linear(input, weight, projected, rows)?;
         self.activate(projected, activate, out, rows)
     }
+
+    /// `out[r]` = the sum of `weight(e) * expert_e(input[r])` over the experts that row `r` of `products`, the
+    /// router's `[rows, num_experts]`, chooses, plus the shared expert's result.
+    fn mix_experts(
+        &mut self,
+        input: &Self::Tensor,
+        products: &Self::Tensor,
+        mixture: &Mixture<'_, Self::Tensor>,
+        out: &mut Self::Tensor,
+        rows: usize,
+    ) -> BackendResult<()>;
 
     /// `out[i] = head · hidden[last token of sampled row i]`, in f32, then bias, scale and soft cap.
     fn logits(

@@ -218,6 +218,17 @@ pub struct Scoring {
     pub window: Option<usize>,
 }
 
+impl Scoring {
+    /// Checks that a window is not empty and a cap above 0.
+    pub fn check(&self, operation: &'static str) -> BackendResult<()> {
+        if self.window == Some(0) || self.soft_cap.is_some_and(|cap| cap <= 0.0) {
+            let message = format!("{self:?} has a window of 0 or a cap that is not above 0");
+            return Err(BackendError::InvalidArgument { operation, message });
+        }
+        Ok(())
+    }
+}
+
 /// Linear biases by distance (Press et al. 2022): a query sees a key `d` positions before it with
 /// `-slope * d` added to the score.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -258,6 +269,78 @@ impl<T> Activate<'_, T> {
         Self { function, gating: Gating::Gated, bias: None }
     }
 }
+
+/// What makes scores of a router's products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RouterScoring {
+    /// Softmax over all experts (Mixtral, Qwen).
+    #[default]
+    Softmax,
+    /// The logistic function of each.
+    Sigmoid,
+}
+
+/// What becomes of the chosen experts' scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExpertWeighting {
+    /// They stay (`norm_topk_prob` is false).
+    AsScored,
+    /// They are divided by their sum (Mixtral; `norm_topk_prob` is true).
+    Normalized,
+}
+
+/// Parameters of [`super::Backend::mix_experts`].
+#[derive(Debug)]
+pub struct Mixture<'a, T> {
+    /// Every expert's up projection (with a gate `[gate | up]`), one under the other:
+    /// `[num_experts * input width of the activation, hidden]`.
+    pub up: &'a T,
+    /// Every expert's down projection, one under the other: `[num_experts * hidden, width of an expert]`.
+    pub down: &'a T,
+    /// Experts.
+    pub num_experts: usize,
+    /// Experts that a row passes: those with the largest scores, of equal ones the first.
+    pub num_chosen: usize,
+    /// What makes scores of the router's products.
+    pub scoring: RouterScoring,
+    /// What becomes of the chosen experts' scores.
+    pub weighting: ExpertWeighting,
+    /// Then a factor on them.
+    pub scale: f32,
+    /// The experts' activation.
+    pub function: Activation,
+    /// Whether it has a gate.
+    pub gating: Gating,
+    /// What is added to the experts' sum.
+    pub shared: Option<SharedResult<'a, T>>,
+}
+
+impl<T> Clone for Mixture<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Mixture<'_, T> {}
+
+/// Result of an expert that all rows pass.
+#[derive(Debug)]
+pub struct SharedResult<'a, T> {
+    /// `[rows, hidden]`.
+    pub values: &'a T,
+    /// The logistic function of this product is a factor on a row, `[rows, 1]`.
+    pub gate: Option<&'a T>,
+}
+
+impl<T> Clone for SharedResult<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for SharedResult<'_, T> {}
 
 /// Parameters of [`super::Backend::logits`].
 #[derive(Debug)]
@@ -329,6 +412,8 @@ pub enum Feature {
     Window,
     /// [`QkvTransform::norm`].
     QkNorm,
+    /// [`super::Backend::mix_experts`].
+    Experts,
     /// Heads of this many elements.
     HeadDim(usize),
     /// Rows of this many elements between operations.

@@ -2,15 +2,16 @@
 
 use crate::backend::{
     Activate, AttentionShape, Backend, BackendLimits, BackendResult, Batch, DType, Delta, Embedding, Head,
-    Norm, NormExtent, QkNorm, QkvTransform, Rope, RopePairing, Sampled, Scoring, SlotState,
+    Mixture, Norm, NormExtent, QkNorm, QkvTransform, Rope, RopePairing, Sampled, Scoring, SharedResult,
+    SlotState,
 };
 use crate::error::Result;
 use crate::format::Checkpoint;
 use crate::model::load::{self, LoadOptions};
-use crate::model::memory::{self, Activations, BufferShape};
+use crate::model::memory::{self, Activations, BufferShape, ExpertBuffers, MlpBuffers, SharedBuffers};
 use crate::model::rope;
-use crate::model::spec::{self, BlockShape, LogitExtras, Mlp, ModelSpec, Positions};
-use crate::model::weights::{LayerMlp, LayerWeights, Parameters, Weights};
+use crate::model::spec::{self, BlockShape, Experts, LogitExtras, Mlp, ModelSpec, Positions};
+use crate::model::weights::{ExpertWeights, LayerMlp, LayerWeights, MlpWeights, Parameters, Weights};
 
 /// Sizes and types that a decoder is loaded with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +58,7 @@ struct Axes {
     layers: Vec<(Scoring, Option<usize>)>,
     rope_pairing: RopePairing,
     mlp: Mlp,
+    experts: Option<Experts>,
     logits: LogitExtras,
 }
 
@@ -242,23 +244,21 @@ impl<B: Backend> LoadedModel<B> {
         Ok(Waiting::Attention { layer })
     }
 
-    /// MLP of layer `layer` over `normed`, or over the residual where no norm stands before it.
+    /// MLP or experts of layer `layer` over `normed`, or over the residual where no norm stands before them.
     fn mlp_block(&mut self, backend: &mut B, layer: usize, rows: usize) -> BackendResult<Waiting> {
         let Self { weights, activations, axes, .. } = self;
-        let Activations { residual, normed, up, activated, attention_delta, mlp_delta, .. } = activations;
+        let Activations { residual, normed, mlp, experts, attention_delta, mlp_delta, .. } = activations;
         let input = if axes.block == BlockShape::PostNorm { residual } else { normed };
-        let delta = mlp_delta.as_mut().unwrap_or(attention_delta);
+        let out = mlp_delta.as_mut().unwrap_or(attention_delta);
         match &weights.layers[layer].mlp {
-            LayerMlp::Dense(mlp) => {
-                let activate = Activate {
-                    function: axes.mlp.activation(),
-                    gating: axes.mlp.gating(),
-                    bias: mlp.up.bias.as_ref(),
-                };
-                backend.linear_activate(input, &mlp.up.weight, &activate, (up, activated), rows)?;
-                backend.linear(activated, &mlp.down.weight, delta, rows)?;
+            LayerMlp::Dense(weights) => {
+                let buffers = mlp.as_mut().expect("planned with the weights");
+                dense_mlp(backend, axes.mlp, weights, (input, out), buffers, rows)?;
             }
-            LayerMlp::Experts(_) => unreachable!("validation refuses mixtures of experts"),
+            LayerMlp::Experts(weights) => {
+                let buffers = experts.as_mut().expect("planned with the weights");
+                expert_mlp(backend, axes, weights, (input, out), buffers, rows)?;
+            }
         }
         Ok(Waiting::Mlp { layer })
     }
@@ -274,6 +274,46 @@ impl<B: Backend> LoadedModel<B> {
         };
         backend.logits(&activations.normed, &head, &mut activations.logits)
     }
+}
+
+/// `out = down(activation(up(input)))`; the last bias waits with the result.
+fn dense_mlp<B: Backend>(
+    backend: &mut B,
+    mlp: Mlp,
+    weights: &MlpWeights<B::Tensor>,
+    (input, out): (&B::Tensor, &mut B::Tensor),
+    buffers: &mut MlpBuffers<B::Tensor>,
+    rows: usize,
+) -> BackendResult<()> {
+    let MlpBuffers { up, activated } = buffers;
+    let bias = weights.up.bias.as_ref();
+    let activate = Activate { function: mlp.activation(), gating: mlp.gating(), bias };
+    backend.linear_activate(input, &weights.up.weight, &activate, (up, activated), rows)?;
+    backend.linear(activated, &weights.down.weight, out, rows)
+}
+
+/// The chosen experts of every row, after the expert that all rows pass.
+fn expert_mlp<B: Backend>(
+    backend: &mut B,
+    axes: &Axes,
+    weights: &ExpertWeights<B::Tensor>,
+    (input, out): (&B::Tensor, &mut B::Tensor),
+    buffers: &mut ExpertBuffers<B::Tensor>,
+    rows: usize,
+) -> BackendResult<()> {
+    let ExpertBuffers { products, shared } = buffers;
+    backend.linear(input, &weights.router, products, rows)?;
+    let shared_result = match (shared, &weights.shared) {
+        (Some(SharedBuffers { mlp, result, gate }), Some(shared)) => {
+            dense_mlp(backend, axes.mlp, shared, (input, result), mlp, rows)?;
+            if let (Some(gate), Some(gate_weight)) = (gate.as_mut(), &weights.shared_gate) {
+                backend.linear(input, gate_weight, gate, rows)?;
+            }
+            Some(SharedResult { values: &*result, gate: gate.as_ref() })
+        }
+        _ => None,
+    };
+    backend.mix_experts(input, products, &axes.mixture(weights, shared_result), out, rows)
 }
 
 impl Axes {
@@ -294,6 +334,7 @@ impl Axes {
                 .collect(),
             rope_pairing,
             mlp: spec.mlp,
+            experts: spec.experts.clone(),
             logits: spec.logits,
         }
     }
@@ -301,6 +342,27 @@ impl Axes {
     fn norm<'a, T>(&self, parameters: &'a Parameters<T>) -> Norm<'a, T> {
         let spec::Norm { kind, epsilon, weight: _ } = self.norm;
         Norm { kind, epsilon, weight: &parameters.weight, bias: parameters.bias.as_ref() }
+    }
+
+    /// A layer's mixture of experts, of which a spec with such layers tells.
+    fn mixture<'a, T>(
+        &self,
+        weights: &'a ExpertWeights<T>,
+        shared: Option<SharedResult<'a, T>>,
+    ) -> Mixture<'a, T> {
+        let experts = self.experts.as_ref().expect("planned with the weights");
+        Mixture {
+            up: &weights.up,
+            down: &weights.down,
+            num_experts: experts.num_experts,
+            num_chosen: experts.num_chosen,
+            scoring: experts.scoring,
+            weighting: experts.weighting,
+            scale: experts.scale,
+            function: self.mlp.activation(),
+            gating: self.mlp.gating(),
+            shared,
+        }
     }
 
     fn qk_norm<'a, T>(&self, weights: &'a LayerWeights<T>) -> Option<QkNorm<'a, T>> {

@@ -1,9 +1,11 @@
 //! What a decoder takes from its backend, by arithmetic alone.
 
+use std::convert::Infallible;
+
 use crate::backend::{Backend, BackendLimits, DType, KvLayout};
 use crate::error::{Error, Result};
 use crate::model::decoder::DecoderConfig;
-use crate::model::spec::{BlockShape, ModelSpec, Positions};
+use crate::model::spec::{BlockShape, ModelSpec, Positions, SharedExpertGate};
 use crate::model::weights::Weights;
 
 /// Exact bytes that [`crate::model::Decoder::load`] takes.
@@ -97,10 +99,10 @@ pub(super) struct Activations<T> {
     pub(super) qkv: T,
     /// Output of attention before its projection, `[tokens, num_heads * head_dim]`.
     pub(super) attention: T,
-    /// Input of the activation, `[tokens, intermediate_size]`, or gate and up, twice as wide.
-    pub(super) up: T,
-    /// Result of the activation, `[tokens, intermediate_size]`.
-    pub(super) activated: T,
+    /// Of layers with an MLP for all tokens.
+    pub(super) mlp: Option<MlpBuffers<T>>,
+    /// Of layers with a mixture of experts.
+    pub(super) experts: Option<ExpertBuffers<T>>,
     /// What a block adds to the residual, `[tokens, hidden_size]`.
     pub(super) attention_delta: T,
     /// The same of MLPs, where both wait at the same time.
@@ -109,44 +111,102 @@ pub(super) struct Activations<T> {
     pub(super) logits: T,
 }
 
+/// Inside an MLP.
+#[derive(Debug)]
+pub(super) struct MlpBuffers<T> {
+    /// Input of the activation, `[tokens, width]`, or gate and up, twice as wide.
+    pub(super) up: T,
+    /// Result of the activation, `[tokens, width]`.
+    pub(super) activated: T,
+}
+
+/// Around a mixture of experts.
+#[derive(Debug)]
+pub(super) struct ExpertBuffers<T> {
+    /// The router's products, `[tokens, num_experts]`.
+    pub(super) products: T,
+    /// Of the expert that all tokens pass.
+    pub(super) shared: Option<SharedBuffers<T>>,
+}
+
+/// Of an expert that all tokens pass.
+#[derive(Debug)]
+pub(super) struct SharedBuffers<T> {
+    pub(super) mlp: MlpBuffers<T>,
+    /// Its result, `[tokens, hidden_size]`.
+    pub(super) result: T,
+    /// Its gate, `[tokens, 1]`.
+    pub(super) gate: Option<T>,
+}
+
+impl<T> MlpBuffers<T> {
+    fn try_map<U, E>(self, alloc: &mut impl FnMut(T) -> Result<U, E>) -> Result<MlpBuffers<U>, E> {
+        Ok(MlpBuffers { up: alloc(self.up)?, activated: alloc(self.activated)? })
+    }
+}
+
+impl<T> ExpertBuffers<T> {
+    fn try_map<U, E>(self, alloc: &mut impl FnMut(T) -> Result<U, E>) -> Result<ExpertBuffers<U>, E> {
+        let products = alloc(self.products)?;
+        let shared = match self.shared {
+            None => None,
+            Some(SharedBuffers { mlp, result, gate }) => Some(SharedBuffers {
+                mlp: mlp.try_map(alloc)?,
+                result: alloc(result)?,
+                gate: gate.map(alloc).transpose()?,
+            }),
+        };
+        Ok(ExpertBuffers { products, shared })
+    }
+}
+
 impl Activations<BufferShape> {
     pub(super) fn plan(spec: &ModelSpec, limits: &BackendLimits, dtype: DType) -> Self {
         let tokens = |columns| BufferShape { dtype, rows: limits.max_tokens, columns };
+        let mlp =
+            |width| MlpBuffers { up: tokens(spec.mlp.gating().input_width(width)), activated: tokens(width) };
         let is_parallel = matches!(spec.block, BlockShape::Parallel | BlockShape::ParallelTwoNorms);
         Self {
             residual: tokens(spec.hidden_size),
             normed: tokens(spec.hidden_size),
             qkv: tokens(spec.heads.qkv_width()),
             attention: tokens(spec.heads.query_width()),
-            up: tokens(spec.mlp.gating().input_width(spec.intermediate_size)),
-            activated: tokens(spec.intermediate_size),
+            mlp: spec.weights.mlp.as_ref().map(|_| mlp(spec.intermediate_size)),
+            experts: spec.experts.as_ref().map(|experts| ExpertBuffers {
+                products: tokens(experts.num_experts),
+                shared: experts.shared.map(|shared| SharedBuffers {
+                    mlp: mlp(shared.intermediate_size),
+                    result: tokens(spec.hidden_size),
+                    gate: (shared.gate == SharedExpertGate::Sigmoid).then(|| tokens(1)),
+                }),
+            }),
             attention_delta: tokens(spec.hidden_size),
             mlp_delta: is_parallel.then(|| tokens(spec.hidden_size)),
             logits: BufferShape { dtype: DType::F32, rows: limits.max_slots, columns: spec.vocab_size },
         }
     }
 
-    fn num_bytes(&self) -> Option<u64> {
-        let Self { residual, normed, qkv, attention, up, activated, attention_delta, mlp_delta, logits } =
-            self;
-        [residual, normed, qkv, attention, up, activated, attention_delta, logits]
-            .into_iter()
-            .chain(mlp_delta)
-            .try_fold(0u64, |sum, shape| sum.checked_add(shape.num_bytes()?))
+    fn num_bytes(self) -> Option<u64> {
+        let mut sum = Some(0u64);
+        let add = |shape: BufferShape| -> Result<(), Infallible> {
+            sum = sum.and_then(|sum| sum.checked_add(shape.num_bytes()?));
+            Ok(())
+        };
+        let Ok(_) = self.try_map(add);
+        sum
     }
+}
 
+impl<T> Activations<T> {
     /// The buffers that `alloc` makes of the shapes.
-    pub(super) fn try_map<U, E>(
-        self,
-        mut alloc: impl FnMut(BufferShape) -> Result<U, E>,
-    ) -> Result<Activations<U>, E> {
+    pub(super) fn try_map<U, E>(self, mut alloc: impl FnMut(T) -> Result<U, E>) -> Result<Activations<U>, E> {
         Ok(Activations {
             residual: alloc(self.residual)?,
             normed: alloc(self.normed)?,
             qkv: alloc(self.qkv)?,
             attention: alloc(self.attention)?,
-            up: alloc(self.up)?,
-            activated: alloc(self.activated)?,
+            mlp: self.mlp.map(|mlp| mlp.try_map(&mut alloc)).transpose()?,
+            experts: self.experts.map(|experts| experts.try_map(&mut alloc)).transpose()?,
             attention_delta: alloc(self.attention_delta)?,
             mlp_delta: self.mlp_delta.map(&mut alloc).transpose()?,
             logits: alloc(self.logits)?,

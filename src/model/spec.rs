@@ -5,7 +5,9 @@
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::backend::{Activation, Gating, NormExtent, NormKind, RopePairing};
+pub use crate::backend::{
+    Activation, ExpertWeighting, Gating, NormExtent, NormKind, RopePairing, RouterScoring,
+};
 use crate::backend::{Alibi, AttentionShape, Scoring};
 use crate::model::names::is_default;
 pub use crate::model::names::{ExpertNames, MlpNames, Names, Orientation, QkvNames, QkvOrder, WeightNames};
@@ -428,27 +430,6 @@ pub struct Experts {
     /// Layers that have experts; the others have the plain MLP.
     #[serde(default, skip_serializing_if = "is_default")]
     pub layers: LayerSet,
-}
-
-/// What makes scores of a router's products.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RouterScoring {
-    /// Softmax over all experts (Mixtral, Qwen).
-    #[default]
-    Softmax,
-    /// The logistic function of each.
-    Sigmoid,
-}
-
-/// What becomes of the chosen experts' scores.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ExpertWeighting {
-    /// They stay (`norm_topk_prob` is false).
-    AsScored,
-    /// They are divided by their sum (Mixtral; `norm_topk_prob` is true).
-    Normalized,
 }
 
 /// An expert that all tokens pass. Several that have one width each are one of the widths' sum.

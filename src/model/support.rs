@@ -14,6 +14,7 @@ impl ModelSpec {
             ("attention.qk_norm", "a norm", attention.qk_norm.is_some(), Feature::QkNorm),
             ("attention.score_soft_cap", "a cap", attention.score_soft_cap.is_some(), Feature::ScoreSoftCap),
             ("attention.sliding_window", "a window", attention.sliding_window.is_some(), Feature::Window),
+            ("experts", "a mixture of experts", self.experts.is_some(), Feature::Experts),
         ];
         for (field, what, is_used, feature) in features {
             if is_used && !backend.supports(feature) {

@@ -48,11 +48,7 @@ impl ModelSpec {
         check_factor("logits.scale", self.logits.scale.into())?;
         check_optional("logits.soft_cap", self.logits.soft_cap)?;
         self.validate_names()?;
-        self.validate_presence()?;
-        if self.experts.is_some() {
-            return Err(ModelError::unsupported("experts", "mixtures of experts are not supported"));
-        }
-        Ok(())
+        self.validate_presence()
     }
 
     fn validate_names(&self) -> ModelResult<()> {
@@ -128,6 +124,11 @@ impl ModelSpec {
         }
         let Some((names, experts)) = names.experts.as_ref().zip(self.experts.as_ref()) else { return Ok(()) };
         check_mlp("weights.experts.experts", &names.experts, gating)?;
+        let parts = names.experts.parts().into_iter().chain(names.shared.iter().flat_map(MlpNames::parts));
+        for (part, _) in parts.filter(|(_, names)| names.bias.is_some()) {
+            let message = "biases of experts are not supported";
+            return Err(ModelError::unsupported(format!("weights.experts: {part}.bias"), message));
+        }
         if let Some(shared) = &names.shared {
             check_mlp("weights.experts.shared", shared, gating)?;
         }
@@ -190,9 +191,13 @@ impl LayerSet {
             LayerSet::From { first } => ("first", Some(*first), MAX_LAYERS + 1),
             LayerSet::Periodic { period, remainders } => {
                 check_size(&format!("{field}.period"), *period, MAX_LAYERS)?;
+                check_length(&format!("{field}.remainders"), remainders, *period)?;
                 ("remainders", remainders.iter().copied().max(), *period)
             }
-            LayerSet::Listed { layers } => ("layers", layers.iter().copied().max(), num_layers),
+            LayerSet::Listed { layers } => {
+                check_length(&format!("{field}.layers"), layers, num_layers)?;
+                ("layers", layers.iter().copied().max(), num_layers)
+            }
         };
         match index.filter(|&index| index >= end) {
             Some(index) => {
@@ -223,7 +228,7 @@ impl Positions {
         let (theta, rotary_dim, scaling, local) = match self {
             Positions::None => return Ok(()),
             Positions::Learned { offset } => {
-                return check_size("positions.offset", *offset + 1, MAX_POSITIONS);
+                return check_size("positions.offset", offset.saturating_add(1), MAX_POSITIONS);
             }
             Positions::Alibi { max_bias, scale } => {
                 check_factor("positions.max_bias", (*max_bias).into())?;
@@ -319,6 +324,14 @@ impl RopeScaling {
             }
         }
     }
+}
+
+/// Lists are searched once per layer.
+fn check_length(field: &str, indexes: &[usize], max: usize) -> ModelResult<()> {
+    if indexes.len() > max {
+        return Err(ModelError::invalid(field, format!("has {} entries, more than {max}", indexes.len())));
+    }
+    Ok(())
 }
 
 fn check_theta(field: &str, theta: f64) -> ModelResult<()> {

@@ -398,6 +398,13 @@ impl Weights<Source> {
         }
     }
 
+    /// Every tensor that the checkpoint must have; one that is used twice stands there twice.
+    pub fn expected_tensors(&self) -> Vec<&ExpectedTensor> {
+        let mut tensors = Vec::new();
+        self.for_each(&mut |source| tensors.extend(source.parts.iter().map(|part| &part.tensor)));
+        tensors
+    }
+
     /// Bytes of all parameters in the backend.
     pub fn num_bytes(&self) -> u64 {
         let mut num_bytes = 0;

@@ -3,10 +3,12 @@
 //! compute-sanitizer.
 
 mod attention;
+mod blocks;
 mod decoder;
 mod engine;
 mod lifecycle;
 mod ops;
+mod qk_norm;
 mod rig;
 mod sampling;
 mod serving;

@@ -1,67 +1,60 @@
 //! Activations of an MLP.
 
-use super::simd::{Isa, Kernel, MAX_LANES, Simd, math};
-use super::tensor::Tensor;
-use super::threads::{Parts, Threads};
-use crate::backend::{Activate, Activation, Gating};
+use std::marker::PhantomData;
 
-/// `out = activation(gate) * up` for rows `[gate | up]`, or `activation(up)`; shapes are checked.
-pub(super) fn activate(
-    threads: &mut Threads,
-    isa: Isa,
-    input: &Tensor,
-    activate: &Activate<'_, Tensor>,
-    out: &mut Tensor,
-    rows: usize,
-) {
-    match activate.function {
-        Activation::Silu => run::<Silu>(threads, isa, input, activate, out, rows),
-        Activation::Gelu => run::<Gelu>(threads, isa, input, activate, out, rows),
-        Activation::GeluTanh => run::<GeluTanh>(threads, isa, input, activate, out, rows),
-        Activation::QuickGelu => run::<QuickGelu>(threads, isa, input, activate, out, rows),
-        Activation::Relu => run::<Relu>(threads, isa, input, activate, out, rows),
-        Activation::ReluSquared => run::<ReluSquared>(threads, isa, input, activate, out, rows),
-    }
+use super::simd::{Isa, Kernel, MAX_LANES, Simd, math};
+use super::threads::{Parts, Threads};
+use crate::backend::{Activation, Gating};
+
+/// One call's arguments; shapes are checked.
+pub(super) struct Rows<'a> {
+    /// `[gate | up]` or `[up]` per row.
+    pub(super) input: &'a [f32],
+    /// As wide as a row of the input.
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) gating: Gating,
+    /// `[rows, width]`.
+    pub(super) out: &'a mut [f32],
+    pub(super) width: usize,
 }
 
-fn run<F: Function>(
-    threads: &mut Threads,
-    isa: Isa,
-    input: &Tensor,
-    activate: &Activate<'_, Tensor>,
-    out: &mut Tensor,
-    rows: usize,
-) {
-    let (width, input_width) = (out.columns(), input.columns());
-    let input = input.elements::<f32>();
-    let bias = activate.bias.map(|bias| &bias.elements::<f32>()[..input_width]);
-    let out = Parts::new(out.elements_mut::<f32>());
-    // An exponential costs about as much as eight loads and stores.
-    threads.run_rows(rows, 8 * width, |rows| {
-        for row in rows {
-            let input = &input[row * input_width..(row + 1) * input_width];
-            // SAFETY: every row belongs to one task.
-            let out = unsafe { out.slice(row * width..(row + 1) * width) };
-            let row = match activate.gating {
-                Gating::Gated => {
-                    let bias = bias.map(|bias| bias.split_at(width));
-                    ActivateRow {
-                        argument: Biased { values: &input[..width], bias: bias.map(|(gate, _)| gate) },
-                        factor: Some(Biased { values: &input[width..], bias: bias.map(|(_, up)| up) }),
-                        out,
-                        function: std::marker::PhantomData::<F>,
-                    }
-                }
-                Gating::Plain => ActivateRow {
-                    argument: Biased { values: input, bias },
-                    factor: None,
-                    out,
-                    function: std::marker::PhantomData,
-                },
-            };
-            isa.run(row);
+impl Rows<'_> {
+    /// `out = activation(gate) * up`, or `activation(up)`.
+    pub(super) fn activate(self, threads: &mut Threads, isa: Isa, function: Activation) {
+        match function {
+            Activation::Silu => self.run::<Silu>(threads, isa),
+            Activation::Gelu => self.run::<Gelu>(threads, isa),
+            Activation::GeluTanh => self.run::<GeluTanh>(threads, isa),
+            Activation::QuickGelu => self.run::<QuickGelu>(threads, isa),
+            Activation::Relu => self.run::<Relu>(threads, isa),
+            Activation::ReluSquared => self.run::<ReluSquared>(threads, isa),
         }
-    });
+    }
+
+    fn run<F: Function>(self, threads: &mut Threads, isa: Isa) {
+        let Self { input, bias, gating, out, width } = self;
+        let input_width = gating.input_width(width);
+        let num_rows = out.len().checked_div(width).unwrap_or(0);
+        let out = Parts::new(out);
+        // An exponential costs about as much as eight loads and stores.
+        threads.run_rows(num_rows, 8 * width, |rows| {
+            for row in rows {
+                let input = &input[row * input_width..(row + 1) * input_width];
+                // SAFETY: every row belongs to one task.
+                let out = unsafe { out.slice(row * width..(row + 1) * width) };
+                let (argument, factor) = match gating {
+                    Gating::Gated => {
+                        let biases = bias.map(|bias| bias.split_at(width));
+                        let (gate, up) = input.split_at(width);
+                        let up = Biased { values: up, bias: biases.map(|(_, up)| up) };
+                        (Biased { values: gate, bias: biases.map(|(gate, _)| gate) }, Some(up))
+                    }
+                    Gating::Plain => (Biased { values: input, bias }, None),
+                };
+                isa.run(ActivateRow { argument, factor, out, function: PhantomData::<F> });
+            }
+        });
+    }
 }
 
 /// Elements, and what is added to them.
@@ -100,7 +93,7 @@ struct ActivateRow<'a, F> {
     argument: Biased<'a>,
     factor: Option<Biased<'a>>,
     out: &'a mut [f32],
-    function: std::marker::PhantomData<F>,
+    function: PhantomData<F>,
 }
 
 impl<F: Function> Kernel for ActivateRow<'_, F> {

@@ -9,16 +9,19 @@
 
 #![allow(clippy::needless_range_loop, reason = "indexes name the places of a register tile")]
 
+mod tile;
+
 use std::ops::Range;
 
 use half::{bf16, f16};
 
+use self::tile::{accumulate, compute_scores, soft_cap, softmax_tile};
 use super::batch::{LoadedBatch, Row};
 use super::embed::Widen;
-use super::simd::{Element, Isa, Kernel, MAX_LANES, Simd, math};
+use super::simd::{Element, Isa, Kernel, MAX_LANES, Simd};
 use super::tensor::{Buffer, KeyOrValue, KvCache, Tensor, head_offset, product};
 use super::threads::{Parts, Threads};
-use crate::backend::{AttentionShape, BackendResult, DType};
+use crate::backend::{AttentionShape, BackendResult, DType, Scoring};
 
 /// Keys that pass together. Fixed: it decides when a query's sums are rescaled.
 const KEY_TILE: usize = 64;
@@ -73,6 +76,7 @@ pub(super) struct Attention<'a> {
     pub(super) batch: &'a LoadedBatch,
     pub(super) qkv: &'a Tensor,
     pub(super) shape: &'a AttentionShape,
+    pub(super) scoring: &'a Scoring,
     pub(super) cache: &'a KvCache,
     pub(super) layer: usize,
     pub(super) out: &'a mut Tensor,
@@ -115,6 +119,7 @@ impl Attention<'_> {
                 heads_per_kv_head,
                 qkv: self.qkv.elements::<f32>(),
                 shape,
+                scoring: self.scoring,
                 cache: self.cache,
                 elements: self.cache.elements::<E>(),
                 layer: self.layer,
@@ -185,6 +190,7 @@ struct TileTask<'a, E> {
     heads_per_kv_head: usize,
     qkv: &'a [f32],
     shape: &'a AttentionShape,
+    scoring: &'a Scoring,
     cache: &'a KvCache,
     elements: &'a [E],
     layer: usize,
@@ -198,7 +204,8 @@ impl<E: Element> Kernel for TileTask<'_, E> {
         self.load_queries();
         let num_queries = self.tokens.len() * self.heads_per_kv_head;
         let context_len = self.row.first_position + self.tokens.end;
-        let mut tile_start = 0;
+        // Tiles stand at the same places for all queries, whatever their window lets them see of a tile.
+        let mut tile_start = self.first_seen(self.position(0)) / KEY_TILE * KEY_TILE;
         while tile_start < context_len {
             let num_keys = (context_len - tile_start).min(KEY_TILE);
             self.load_tile(simd, tile_start, num_keys);
@@ -206,7 +213,7 @@ impl<E: Element> Kernel for TileTask<'_, E> {
             while query < num_queries {
                 let count = (num_queries - query).min(QUERY_GROUP);
                 // Queries stand in order of position, so the last of the group sees the most keys.
-                let visible = self.visible_keys(query + count - 1, tile_start);
+                let visible = self.visible_keys(query + count - 1, tile_start).end;
                 match count {
                     _ if visible == 0 => {}
                     4 => self.group::<S, 4>(simd, query, tile_start, visible),
@@ -243,11 +250,42 @@ impl<'a, E: Element> TileTask<'a, E> {
         self.scratch.weights[..num_queries].fill(0.0);
     }
 
-    /// How many keys of the tile the query sees.
+    /// Position of a query's token.
     #[inline(always)]
-    fn visible_keys(&self, query: usize, tile_start: usize) -> usize {
-        let position = self.row.first_position + self.tokens.start + query / self.heads_per_kv_head;
-        (position + 1).saturating_sub(tile_start).min(KEY_TILE)
+    fn position(&self, query: usize) -> usize {
+        self.row.first_position + self.tokens.start + query / self.heads_per_kv_head
+    }
+
+    /// First position that a token at `position` sees.
+    #[inline(always)]
+    fn first_seen(&self, position: usize) -> usize {
+        self.scoring.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+
+    /// Which keys of the tile the query sees.
+    #[inline(always)]
+    fn visible_keys(&self, query: usize, tile_start: usize) -> Range<usize> {
+        let position = self.position(query);
+        let in_tile = |position: usize| position.saturating_sub(tile_start).min(KEY_TILE);
+        in_tile(self.first_seen(position))..in_tile(position + 1)
+    }
+
+    /// Applies soft cap and ALiBi to the query's scores of the tile.
+    #[inline(always)]
+    fn adjust_scores<S: Simd>(&mut self, simd: S, query: usize, row: usize, tile_start: usize) {
+        let position = self.position(query);
+        let scores = &mut self.scratch.scores[row * KEY_TILE..][..KEY_TILE];
+        if let Some(cap) = self.scoring.soft_cap {
+            soft_cap(simd, scores, cap);
+        }
+        if let Some(alibi) = &self.scoring.alibi {
+            let head = self.kv_head * self.heads_per_kv_head + query % self.heads_per_kv_head;
+            let slope = alibi.slope(head, self.shape.num_heads);
+            for (key, score) in scores.iter_mut().enumerate() {
+                // Keys of the tile after the token are masked; their distance only must not wrap.
+                *score -= slope * position.saturating_sub(tile_start + key) as f32;
+            }
+        }
     }
 
     /// Keys or values of `count` positions from `position` on, which lie in one block.
@@ -316,12 +354,14 @@ impl<'a, E: Element> TileTask<'a, E> {
         let mut corrections = [1.0; QUERIES];
         for (i, correction) in corrections.iter_mut().enumerate() {
             let visible = self.visible_keys(query + i, tile_start);
-            let scores = &mut self.scratch.scores[i * KEY_TILE..][..KEY_TILE];
-            if visible == 0 {
-                scores.fill(0.0);
+            if visible.is_empty() {
+                self.scratch.scores[i * KEY_TILE..][..KEY_TILE].fill(0.0);
                 continue;
             }
-            scores[visible..].fill(f32::NEG_INFINITY);
+            self.adjust_scores(simd, query + i, i, tile_start);
+            let scores = &mut self.scratch.scores[i * KEY_TILE..][..KEY_TILE];
+            scores[..visible.start].fill(f32::NEG_INFINITY);
+            scores[visible.end..].fill(f32::NEG_INFINITY);
             let maximum = &mut self.scratch.maxima[query + i];
             let (new_correction, weight) = softmax_tile(simd, scores, maximum);
             *correction = new_correction;
@@ -420,140 +460,5 @@ fn transpose<S: Simd, E: Element>(simd: S, source: &[E], head_dim: usize, target
 fn transpose_row<E: Element>(source: &[E], target: &mut [f32]) {
     for (dim, value) in source.iter().enumerate() {
         target[dim * KEY_TILE] = value.to_f32();
-    }
-}
-
-/// `scores = queries · keys` for `[QUERIES, head_dim]` and `[head_dim, KEY_TILE]`, `VECTORS` vectors of keys at
-/// a time. A score is summed from the first element of a head to its last.
-#[inline(always)]
-fn compute_scores<S: Simd, const QUERIES: usize, const VECTORS: usize>(
-    simd: S,
-    queries: &[f32],
-    keys: &[f32],
-    scores: &mut [f32],
-) {
-    let head_dim = queries.len() / QUERIES;
-    assert!(keys.len() >= head_dim * KEY_TILE && scores.len() >= QUERIES * KEY_TILE);
-    assert!(KEY_TILE.is_multiple_of(VECTORS * S::LANES));
-    let mut first = 0;
-    while first < KEY_TILE {
-        let mut sums = [[simd.splat(0.0); VECTORS]; QUERIES];
-        for dim in 0..head_dim {
-            let mut key = [simd.splat(0.0); VECTORS];
-            for v in 0..VECTORS {
-                // SAFETY: row `dim` of `keys` has `KEY_TILE` elements.
-                key[v] = unsafe { simd.load(keys.as_ptr().add(dim * KEY_TILE + first + v * S::LANES)) };
-            }
-            for q in 0..QUERIES {
-                // SAFETY: `queries` has `QUERIES` rows of `head_dim` elements.
-                let query = simd.splat(unsafe { *queries.get_unchecked(q * head_dim + dim) });
-                for v in 0..VECTORS {
-                    sums[q][v] = simd.mul_add(query, key[v], sums[q][v]);
-                }
-            }
-        }
-        for q in 0..QUERIES {
-            for v in 0..VECTORS {
-                // SAFETY: row `q` of `scores` has `KEY_TILE` elements.
-                unsafe {
-                    simd.store(scores.as_mut_ptr().add(q * KEY_TILE + first + v * S::LANES), sums[q][v])
-                };
-            }
-        }
-        first += VECTORS * S::LANES;
-    }
-}
-
-/// Turns a query's scores into exponentials relative to the largest score so far. Returns the factor by which
-/// what was summed before shrinks, and the sum of the exponentials.
-#[inline(always)]
-fn softmax_tile<S: Simd>(simd: S, scores: &mut [f32], maximum: &mut f32) -> (f32, f32) {
-    assert_eq!(scores.len(), KEY_TILE);
-    let mut largest = simd.splat(f32::NEG_INFINITY);
-    for v in 0..KEY_TILE / S::LANES {
-        // SAFETY: `scores` has `KEY_TILE` elements.
-        largest = simd.max(unsafe { simd.load(scores.as_ptr().add(v * S::LANES)) }, largest);
-    }
-    let old_maximum = *maximum;
-    let tile_maximum = simd.max_lane(largest);
-    *maximum = if tile_maximum > old_maximum { tile_maximum } else { old_maximum };
-    let shift = simd.splat(*maximum);
-    let mut sum = simd.splat(0.0);
-    for v in 0..KEY_TILE / S::LANES {
-        // SAFETY: `scores` has `KEY_TILE` elements.
-        unsafe {
-            let score = simd.load(scores.as_ptr().add(v * S::LANES));
-            let exponential = math::exp(simd, simd.sub(score, shift));
-            simd.store(scores.as_mut_ptr().add(v * S::LANES), exponential);
-            sum = simd.add(sum, exponential);
-        }
-    }
-    let correction = math::exp(simd, simd.splat(old_maximum - *maximum));
-    (simd.max_lane(correction), simd.sum(sum))
-}
-
-/// `sums = sums * correction + weights · values` for `[QUERIES, KEY_TILE]` and `[keys, padded_dim]`. An element
-/// is summed from the first key to the last.
-#[inline(always)]
-fn accumulate<S: Simd, const QUERIES: usize, const VECTORS: usize>(
-    simd: S,
-    weights: &[f32],
-    values: &[f32],
-    corrections: &[f32; QUERIES],
-    sums: &mut [f32],
-) {
-    let padded_dim = sums.len() / QUERIES;
-    let mut dim = 0;
-    while dim + VECTORS * S::LANES <= padded_dim {
-        accumulate_columns::<S, QUERIES, VECTORS>(simd, weights, values, corrections, sums, dim);
-        dim += VECTORS * S::LANES;
-    }
-    while dim < padded_dim {
-        accumulate_columns::<S, QUERIES, 1>(simd, weights, values, corrections, sums, dim);
-        dim += S::LANES;
-    }
-}
-
-/// [`accumulate`] for `VECTORS` vectors of elements from `dim` on.
-#[inline(always)]
-fn accumulate_columns<S: Simd, const QUERIES: usize, const VECTORS: usize>(
-    simd: S,
-    weights: &[f32],
-    values: &[f32],
-    corrections: &[f32; QUERIES],
-    sums: &mut [f32],
-    dim: usize,
-) {
-    let padded_dim = sums.len() / QUERIES;
-    let num_keys = values.len() / padded_dim;
-    assert!(weights.len() >= QUERIES * KEY_TILE && num_keys <= KEY_TILE);
-    assert!(dim + VECTORS * S::LANES <= padded_dim);
-    let mut tile = [[simd.splat(0.0); VECTORS]; QUERIES];
-    for q in 0..QUERIES {
-        for v in 0..VECTORS {
-            // SAFETY: row `q` of `sums` has `padded_dim` elements.
-            let sum = unsafe { simd.load(sums.as_ptr().add(q * padded_dim + dim + v * S::LANES)) };
-            tile[q][v] = simd.mul(sum, simd.splat(corrections[q]));
-        }
-    }
-    for key in 0..num_keys {
-        let mut value = [simd.splat(0.0); VECTORS];
-        for v in 0..VECTORS {
-            // SAFETY: row `key` of `values` has `padded_dim` elements.
-            value[v] = unsafe { simd.load(values.as_ptr().add(key * padded_dim + dim + v * S::LANES)) };
-        }
-        for q in 0..QUERIES {
-            // SAFETY: `weights` has `QUERIES` rows of `KEY_TILE` elements.
-            let weight = simd.splat(unsafe { *weights.get_unchecked(q * KEY_TILE + key) });
-            for v in 0..VECTORS {
-                tile[q][v] = simd.mul_add(weight, value[v], tile[q][v]);
-            }
-        }
-    }
-    for q in 0..QUERIES {
-        for v in 0..VECTORS {
-            // SAFETY: row `q` of `sums` has `padded_dim` elements.
-            unsafe { simd.store(sums.as_mut_ptr().add(q * padded_dim + dim + v * S::LANES), tile[q][v]) };
-        }
     }
 }

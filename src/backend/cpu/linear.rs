@@ -91,18 +91,37 @@ impl<E: Element> Kernel for Narrow<'_, E> {
     }
 }
 
-/// Computes `out[r] = weight · input[r]`. `input` is `[rows, weight.columns()]`, `out` `[rows, weight.rows()]`.
+/// Some rows of a tensor of weights.
+#[derive(Clone)]
+pub(super) struct Matrix<'a> {
+    pub(super) tensor: &'a Tensor,
+    pub(super) rows: Range<usize>,
+}
+
+impl<'a> Matrix<'a> {
+    /// All rows.
+    pub(super) fn all(tensor: &'a Tensor) -> Self {
+        Self { tensor, rows: 0..tensor.rows() }
+    }
+
+    fn elements<E: Element>(&self) -> &'a [E] {
+        let columns = self.tensor.columns();
+        &self.tensor.elements()[self.rows.start * columns..self.rows.end * columns]
+    }
+}
+
+/// Computes `out[r] = weight · input[r]`. `input` is `[rows, weight's columns]`, `out` `[rows, weight's rows]`.
 pub(super) fn linear(
     threads: &mut Threads,
     isa: Isa,
     workspace: &mut Workspace,
     input: &[f32],
-    weight: &Tensor,
+    weight: &Matrix<'_>,
     out: &mut [f32],
 ) -> BackendResult<()> {
-    match weight.dtype() {
+    match weight.tensor.dtype() {
         DType::Bf16 if isa.has_bf16_dot() => {
-            let input = workspace.pack(threads, isa, input, weight.columns())?;
+            let input = workspace.pack(threads, isa, input, weight.tensor.columns())?;
             let product = Product::new(input, weight.elements::<bf16>(), weight, out);
             product.run(threads, |_, block| isa.run_bf16(block));
             Ok(())
@@ -132,8 +151,8 @@ struct Product<'a, W, I> {
 }
 
 impl<'a, W: Element, I: Element> Product<'a, W, I> {
-    fn new(input: &'a [I], weight: &'a [W], shape: &Tensor, out: &'a mut [f32]) -> Self {
-        let (features, depth) = (shape.rows(), shape.columns());
+    fn new(input: &'a [I], weight: &'a [W], shape: &Matrix<'_>, out: &'a mut [f32]) -> Self {
+        let (features, depth) = (shape.rows.len(), shape.tensor.columns());
         let rows = out.len().checked_div(features).unwrap_or(0);
         assert!(
             input.len() == rows * depth && weight.len() == features * depth && out.len() == rows * features

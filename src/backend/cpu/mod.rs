@@ -8,6 +8,7 @@ mod activation;
 mod attention;
 mod batch;
 mod embed;
+mod experts;
 mod host_memory;
 mod linear;
 mod norm;
@@ -27,13 +28,15 @@ pub use tensor::{KvCache, Tensor};
 use self::attention::Attention;
 use self::batch::LoadedBatch;
 use self::embed::Embed;
+use self::experts::MixExperts;
+use self::linear::Matrix;
 use self::rope::RopeAndWriteKv;
 use self::simd::{Element, Isa};
 use self::tensor::{Buffer, product};
 use self::threads::Threads;
 use super::{
     Activate, AttentionShape, Backend, BackendError, BackendLimits, BackendResult, Batch, DType, Delta,
-    Embedding, Feature, Head, KvLayout, Norm, QkvTransform, Sampled, Scoring, SlotState,
+    Embedding, Head, KvLayout, Mixture, Norm, QkvTransform, Sampled, Scoring, SlotState,
 };
 use crate::error::Result;
 
@@ -53,6 +56,7 @@ pub struct Cpu {
     batch: LoadedBatch,
     linear_workspace: linear::Workspace,
     attention_workspace: attention::Workspace,
+    experts_workspace: experts::Workspace,
     /// Hidden rows of the sampled tokens.
     gathered: Buffer,
     samples: VecDeque<Vec<Sampled>>,
@@ -74,6 +78,7 @@ impl Cpu {
             batch: LoadedBatch::default(),
             linear_workspace: linear::Workspace::EMPTY,
             attention_workspace: attention::Workspace::EMPTY,
+            experts_workspace: experts::Workspace::EMPTY,
             gathered: Buffer::EMPTY,
             samples: VecDeque::new(),
         }
@@ -122,10 +127,6 @@ impl Backend for Cpu {
 
     fn activation_dtype(&self, _weights: DType) -> DType {
         DType::F32
-    }
-
-    fn supports(&self, feature: Feature) -> bool {
-        !matches!(feature, Feature::Alibi | Feature::ScoreSoftCap | Feature::Window | Feature::QkNorm)
     }
 
     fn available_bytes(&self) -> Option<u64> {
@@ -262,7 +263,8 @@ impl Backend for Cpu {
         out.expect("linear", "out", rows, weight.rows())?;
         let input = &input.elements::<f32>()[..rows * weight.columns()];
         let out = &mut out.elements_mut::<f32>()[..rows * weight.rows()];
-        linear::linear(&mut self.threads, self.isa, &mut self.linear_workspace, input, weight, out)
+        let weight = Matrix::all(weight);
+        linear::linear(&mut self.threads, self.isa, &mut self.linear_workspace, input, &weight, out)
     }
 
     fn rope_and_write_kv(
@@ -294,13 +296,11 @@ impl Backend for Cpu {
     ) -> BackendResult<()> {
         const OPERATION: &str = "attention";
         shape.check(OPERATION, cache.layout())?;
-        if *scoring != Scoring::default() {
-            return Err(invalid(OPERATION, format!("{scoring:?} is not supported")));
-        }
+        scoring.check(OPERATION)?;
         self.batch.check_cache(OPERATION, cache, layer)?;
         qkv.expect(OPERATION, "qkv", self.batch.num_tokens(), shape.qkv_width())?;
         out.expect(OPERATION, "out", self.batch.num_tokens(), shape.num_heads * shape.head_dim)?;
-        Attention { batch: &self.batch, qkv, shape, cache, layer, out }.run(
+        Attention { batch: &self.batch, qkv, shape, scoring, cache, layer, out }.run(
             &mut self.threads,
             self.isa,
             &mut self.attention_workspace,
@@ -321,8 +321,39 @@ impl Backend for Cpu {
         if let Some(bias) = activate.bias {
             bias.expect(OPERATION, "bias", 1, input_width)?;
         }
-        activation::activate(&mut self.threads, self.isa, input, activate, out, rows);
+        let width = out.columns();
+        let rows = activation::Rows {
+            input: &input.elements::<f32>()[..rows * input_width],
+            bias: activate.bias.map(|bias| &bias.elements::<f32>()[..input_width]),
+            gating: activate.gating,
+            out: &mut out.elements_mut::<f32>()[..rows * width],
+            width,
+        };
+        rows.activate(&mut self.threads, self.isa, activate.function);
         Ok(())
+    }
+
+    fn mix_experts(
+        &mut self,
+        input: &Tensor,
+        products: &Tensor,
+        mixture: &Mixture<'_, Tensor>,
+        out: &mut Tensor,
+        rows: usize,
+    ) -> BackendResult<()> {
+        const OPERATION: &str = "mix_experts";
+        let (hidden, num_experts) = (input.columns(), mixture.num_experts);
+        input.expect(OPERATION, "input", rows, hidden)?;
+        products.expect(OPERATION, "products", rows, num_experts)?;
+        out.expect(OPERATION, "out", rows, hidden)?;
+        experts::check(OPERATION, mixture, rows, hidden)?;
+        MixExperts {
+            input: &input.elements::<f32>()[..rows * hidden],
+            products: &products.elements::<f32>()[..rows * num_experts],
+            mixture,
+            out: &mut out.elements_mut::<f32>()[..rows * hidden],
+        }
+        .run(&mut self.threads, self.isa, &mut self.linear_workspace, &mut self.experts_workspace)
     }
 
     fn logits(&mut self, hidden: &Tensor, head: &Head<'_, Tensor>, out: &mut Tensor) -> BackendResult<()> {
@@ -335,7 +366,8 @@ impl Backend for Cpu {
         self.gather_sampled(hidden)?;
         let input = &self.gathered.elements::<f32>()[..rows * weight.columns()];
         let out = &mut out.elements_mut::<f32>()[..rows * weight.rows()];
-        linear::linear(&mut self.threads, self.isa, &mut self.linear_workspace, input, weight, out)?;
+        let matrix = Matrix::all(weight);
+        linear::linear(&mut self.threads, self.isa, &mut self.linear_workspace, input, &matrix, out)?;
         if !head.is_plain() {
             finish_logits(&mut self.threads, head, out);
         }

@@ -1,5 +1,7 @@
 //! Addition to the residual, and norms.
 
+use std::ops::Range;
+
 use super::simd::{Isa, Kernel, Simd};
 use super::tensor::Tensor;
 use super::threads::{Parts, Threads};
@@ -59,7 +61,8 @@ impl Rows<'_> {
                         isa.run(AddRow { target: residual, source: bias });
                     }
                 }
-                isa.run(NormRow { norm: row_norm, input: residual, out });
+                out.copy_from_slice(residual);
+                isa.run(NormRow { norm: row_norm, row: out });
             }
         });
     }
@@ -71,17 +74,16 @@ impl Rows<'_> {
         let delta = RowDelta::new(delta, width);
         let residual = Parts::new(residual.elements_mut::<f32>());
         threads.run_rows(rows, width, |rows| {
-            let mut sums = vec![0.0; width];
             let mut normed = vec![0.0; width];
             for row in rows {
                 let range = row * width..(row + 1) * width;
                 // SAFETY: every row belongs to one task.
                 let residual = unsafe { residual.slice(range.clone()) };
-                sums.copy_from_slice(&delta.values[range]);
+                normed.copy_from_slice(&delta.values[range]);
                 if let Some(bias) = delta.bias {
-                    isa.run(AddRow { target: &mut sums, source: bias });
+                    isa.run(AddRow { target: &mut normed, source: bias });
                 }
-                isa.run(NormRow { norm: row_norm, input: &sums, out: &mut normed });
+                isa.run(NormRow { norm: row_norm, row: &mut normed });
                 isa.run(AddRow { target: residual, source: &normed });
             }
         });
@@ -114,52 +116,57 @@ pub(super) struct RowNorm<'a> {
 }
 
 impl<'a> RowNorm<'a> {
+    /// The part of the norm that some columns have to themselves.
+    pub(super) fn columns(self, columns: Range<usize>) -> Self {
+        let bias = self.bias.map(|bias| &bias[columns.clone()]);
+        Self { weight: &self.weight[columns], bias, ..self }
+    }
+
     pub(super) fn new(norm: &Norm<'a, Tensor>, width: usize) -> Self {
         let row = |tensor: &'a Tensor| &tensor.elements::<f32>()[..width];
         Self { kind: norm.kind, epsilon: norm.epsilon, weight: row(norm.weight), bias: norm.bias.map(row) }
     }
 }
 
-/// `out = norm(input)` for one row.
-struct NormRow<'a> {
-    norm: RowNorm<'a>,
-    input: &'a [f32],
-    out: &'a mut [f32],
+/// `row = norm(row)` for one row.
+pub(super) struct NormRow<'a> {
+    pub(super) norm: RowNorm<'a>,
+    pub(super) row: &'a mut [f32],
 }
 
 impl Kernel for NormRow<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { norm, input, out } = self;
-        let width = input.len();
-        assert!(norm.weight.len() == width && out.len() == width);
+        let Self { norm, row } = self;
+        let width = row.len();
+        assert!(norm.weight.len() == width);
         let mean = match norm.kind {
             NormKind::Rms => 0.0,
-            NormKind::Layer => sum(simd, input, S::add, |x| x) / width as f32,
+            NormKind::Layer => sum(simd, row, S::add, |x| x) / width as f32,
         };
         let means = simd.splat(mean);
         let add_square = |simd: S, total, x| {
             let centred = simd.sub(x, means);
             simd.mul_add(centred, centred, total)
         };
-        let variance = sum(simd, input, add_square, |x| (x - mean) * (x - mean)) / width as f32;
+        let variance = sum(simd, row, add_square, |x| (x - mean) * (x - mean)) / width as f32;
         let scale = 1.0 / (variance + norm.epsilon).sqrt();
         let scales = simd.splat(scale);
         let mut i = 0;
         while i + S::LANES <= width {
-            // SAFETY: all slices have `LANES` elements from `i` on.
+            // SAFETY: both slices have `LANES` elements from `i` on.
             unsafe {
-                let normed = simd.mul(simd.sub(simd.load(input.as_ptr().add(i)), means), scales);
+                let normed = simd.mul(simd.sub(simd.load(row.as_ptr().add(i)), means), scales);
                 let weighted = simd.mul(normed, simd.load(norm.weight.as_ptr().add(i)));
-                simd.store(out.as_mut_ptr().add(i), weighted);
+                simd.store(row.as_mut_ptr().add(i), weighted);
             }
             i += S::LANES;
         }
-        for ((out, input), weight) in out[i..].iter_mut().zip(&input[i..]).zip(&norm.weight[i..]) {
-            *out = (input - mean) * scale * weight;
+        for (value, weight) in row[i..].iter_mut().zip(&norm.weight[i..]) {
+            *value = (*value - mean) * scale * weight;
         }
         if let Some(bias) = norm.bias {
-            AddRow { target: out, source: bias }.run(simd);
+            AddRow { target: row, source: bias }.run(simd);
         }
     }
 }

@@ -1,15 +1,18 @@
-//! What happens to queries, keys and values before attention: bias, clamp, rotation, and the write of keys and values to the cache.
+//! What happens to queries, keys and values before attention: bias, clamp, norm, rotation, and the write to the
+//! cache.
 
 use half::{bf16, f16};
 
 use super::batch::LoadedBatch;
 use super::invalid;
 use super::linear::Narrow;
-use super::norm::AddRow;
+use super::norm::{self, AddRow, NormRow, RowNorm};
 use super::simd::{Element, Isa, Kernel, Simd};
 use super::tensor::{KeyOrValue, KvCache, Tensor, head_offset};
 use super::threads::{Parts, Threads};
-use crate::backend::{AttentionShape, BackendResult, DType, KvLayout, QkvTransform, RopePairing};
+use crate::backend::{
+    AttentionShape, BackendResult, DType, KvLayout, NormExtent, QkNorm, QkvTransform, RopePairing,
+};
 
 /// One call's arguments; shapes and the batch are checked.
 pub(super) struct RopeAndWriteKv<'a> {
@@ -30,6 +33,10 @@ pub(super) fn check_transform(
 ) -> BackendResult<()> {
     if let Some(bias) = transform.bias {
         bias.expect(operation, "bias", 1, shape.qkv_width())?;
+    }
+    if let Some(norm) = &transform.norm {
+        norm::check_norm(operation, &norm.query, shape.num_heads * shape.head_dim)?;
+        norm::check_norm(operation, &norm.key, shape.num_kv_heads * shape.head_dim)?;
     }
     let Some(rope) = &transform.rope else { return Ok(()) };
     let rotary_dim = rope.table.columns();
@@ -53,13 +60,22 @@ impl RopeAndWriteKv<'_> {
 
     /// One task is one head of all tokens: no two tasks write to the same place of the cache, even where a
     /// faulty caller gave one block to two rows.
-    fn run_cache<E: Element>(self, threads: &mut Threads, isa: Isa) {
+    fn run_cache<E: Element>(mut self, threads: &mut Threads, isa: Isa) {
         let layout = *self.cache.layout();
+        let num_heads = self.shape.num_heads + 2 * self.shape.num_kv_heads;
+        let norm = self.transform.norm.as_ref();
+        let is_prepared = norm.is_some_and(|norm| norm.extent == NormExtent::Width);
+        if is_prepared {
+            self.prepare_rows(threads, isa);
+        }
+        let head_norms = norm.filter(|_| !is_prepared).map(|norm| norms(norm, self.shape));
         let heads = HeadTask {
             batch: self.batch,
             qkv: Parts::new(self.qkv.elements_mut::<f32>()),
             bias: self.transform.bias.map(|bias| bias.elements::<f32>()),
             clamp: self.transform.clamp,
+            head_norms,
+            is_prepared,
             rotation: self.transform.rope.as_ref().map(|rope| Rotation {
                 table: rope.table.elements::<f32>(),
                 rotary_dim: rope.table.columns(),
@@ -71,13 +87,51 @@ impl RopeAndWriteKv<'_> {
             layer: self.layer,
             isa,
         };
-        let num_heads = self.shape.num_heads + 2 * self.shape.num_kv_heads;
         // Below about 4 K elements a parallel region costs more than it brings.
         if self.batch.num_tokens() * self.shape.qkv_width() < 4096 {
             (0..num_heads).for_each(|head| heads.run(head));
         } else {
             threads.run(num_heads, |head| heads.run(head));
         }
+    }
+}
+
+impl RopeAndWriteKv<'_> {
+    /// Bias, clamp and the norms that take all heads together.
+    fn prepare_rows(&mut self, threads: &mut Threads, isa: Isa) {
+        let AttentionShape { num_heads, num_kv_heads, head_dim, .. } = *self.shape;
+        let (width, num_tokens) = (self.shape.qkv_width(), self.batch.num_tokens());
+        let QkvTransform { bias, clamp, norm, .. } = self.transform;
+        let bias = bias.map(|bias| &bias.elements::<f32>()[..width]);
+        let norms = norm.as_ref().map(|norm| norms(norm, self.shape));
+        let qkv = Parts::new(self.qkv.elements_mut::<f32>());
+        threads.run_rows(num_tokens, width, |rows| {
+            for row in rows {
+                // SAFETY: every row belongs to one task.
+                let values = unsafe { qkv.slice(row * width..(row + 1) * width) };
+                add_and_clamp(isa, values, bias, *clamp);
+                let (queries, rest) = values.split_at_mut(num_heads * head_dim);
+                if let Some([query, key]) = norms {
+                    isa.run(NormRow { norm: query, row: queries });
+                    isa.run(NormRow { norm: key, row: &mut rest[..num_kv_heads * head_dim] });
+                }
+            }
+        });
+    }
+}
+
+/// Norms of queries and keys.
+fn norms<'a>(norm: &QkNorm<'a, Tensor>, shape: &AttentionShape) -> [RowNorm<'a>; 2] {
+    let AttentionShape { num_heads, num_kv_heads, head_dim, .. } = *shape;
+    [RowNorm::new(&norm.query, num_heads * head_dim), RowNorm::new(&norm.key, num_kv_heads * head_dim)]
+}
+
+fn add_and_clamp(isa: Isa, values: &mut [f32], bias: Option<&[f32]>, clamp: Option<f32>) {
+    if let Some(source) = bias {
+        isa.run(AddRow { target: values, source });
+    }
+    if let Some(clamp) = clamp {
+        values.iter_mut().for_each(|value| *value = value.clamp(-clamp, clamp));
     }
 }
 
@@ -88,6 +142,10 @@ struct HeadTask<'a, E> {
     /// Of a row.
     bias: Option<&'a [f32]>,
     clamp: Option<f32>,
+    /// Whether bias and clamp have been applied already.
+    is_prepared: bool,
+    /// Norms of query heads and key heads, each head with its own columns.
+    head_norms: Option<[RowNorm<'a>; 2]>,
     rotation: Option<Rotation<'a>>,
     shape: &'a AttentionShape,
     cache: Parts<'a, E>,
@@ -117,12 +175,14 @@ impl<E: Element> HeadTask<'_, E> {
                 let start = (row.first_token + i) * width + head * head_dim;
                 // SAFETY: a head of a token belongs to one task.
                 let values = unsafe { self.qkv.slice(start..start + head_dim) };
-                if let Some(bias) = self.bias {
-                    let source = &bias[head * head_dim..(head + 1) * head_dim];
-                    self.isa.run(AddRow { target: values, source });
+                if !self.is_prepared {
+                    let bias = self.bias.map(|bias| &bias[head * head_dim..(head + 1) * head_dim]);
+                    add_and_clamp(self.isa, values, bias, self.clamp);
                 }
-                if let Some(clamp) = self.clamp {
-                    values.iter_mut().for_each(|value| *value = value.clamp(-clamp, clamp));
+                if let Some([query, key]) = self.head_norms.filter(|_| !is_value) {
+                    let (norm, head) = if head < num_heads { (query, head) } else { (key, head - num_heads) };
+                    let norm = norm.columns(head * head_dim..(head + 1) * head_dim);
+                    self.isa.run(NormRow { norm, row: values });
                 }
                 if let Some(rotation) = self.rotation.filter(|_| !is_value) {
                     rotation.run(self.isa, values, position);

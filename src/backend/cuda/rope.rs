@@ -4,7 +4,7 @@ use super::batch::StepState;
 use super::driver::{DevicePtr, Gpu, Kernel, Launch, Params};
 use super::modules::{Modules, PerDType};
 use super::tensor::{Checker, KvCache, Tensor};
-use crate::backend::{AttentionShape, BackendResult, DType, QkvTransform, RopePairing};
+use crate::backend::{AttentionShape, BackendResult, DType, NormExtent, NormKind, QkvTransform, RopePairing};
 
 const THREADS: u32 = 256;
 /// Pairs per unit of the kernel that works in 16-byte vectors.
@@ -18,6 +18,10 @@ struct RopeParams {
     cache_places: DevicePtr,
     table: DevicePtr,
     bias: DevicePtr,
+    query_weight: DevicePtr,
+    query_bias: DevicePtr,
+    key_weight: DevicePtr,
+    key_bias: DevicePtr,
     qkv: DevicePtr,
     cache: DevicePtr,
     num_heads: u32,
@@ -26,9 +30,13 @@ struct RopeParams {
     rotary_dim: u32,
     block_size: u32,
     clamp: f32,
+    epsilon: f32,
+    is_layer: u32,
+    takes_width: u32,
+    reserved: u32,
 }
 
-const _: () = assert!(size_of::<RopeParams>() == 80);
+const _: () = assert!(size_of::<RopeParams>() == 128);
 
 // SAFETY: `repr(C)`, mirrors RopeParams in rope.cu.
 unsafe impl Params for RopeParams {}
@@ -40,6 +48,45 @@ pub(super) struct RopeAndWriteKv<'a> {
     pub(super) shape: &'a AttentionShape,
     pub(super) cache: &'a mut KvCache,
     pub(super) layer: usize,
+}
+
+/// The norms of queries and of keys; null where there are none.
+#[derive(Default)]
+struct NormParams {
+    weights: [DevicePtr; 2],
+    biases: [DevicePtr; 2],
+    epsilon: f32,
+    is_layer: bool,
+    takes_width: bool,
+}
+
+impl NormParams {
+    fn new(
+        check: Checker,
+        transform: &QkvTransform<'_, Tensor>,
+        shape: &AttentionShape,
+    ) -> BackendResult<NormParams> {
+        let Some(norm) = &transform.norm else { return Ok(NormParams::default()) };
+        let (query, key) = (&norm.query, &norm.key);
+        check.require((query.kind, query.epsilon) == (key.kind, key.epsilon), || {
+            "queries and keys have norms of different kinds".to_owned()
+        })?;
+        let (query_width, key_width) =
+            (shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim);
+        Ok(NormParams {
+            weights: [
+                check.optional_row("weight of the queries' norm", Some(query.weight), query_width)?,
+                check.optional_row("weight of the keys' norm", Some(key.weight), key_width)?,
+            ],
+            biases: [
+                check.optional_row("bias of the queries' norm", query.bias, query_width)?,
+                check.optional_row("bias of the keys' norm", key.bias, key_width)?,
+            ],
+            epsilon: query.epsilon,
+            is_layer: query.kind == NormKind::Layer,
+            takes_width: norm.extent == NormExtent::Width,
+        })
+    }
 }
 
 /// Kernels of one pairing.
@@ -76,7 +123,7 @@ impl Rope {
         step.batch.check_cache(check, &layout)?;
         check.vectors("qkv", qkv)?;
         check.tensor("qkv", qkv, layout.dtype, step.batch.launch.tokens, shape.qkv_width())?;
-        check.require(transform.norm.is_none(), || "a norm of queries and keys".to_owned())?;
+        let norm = NormParams::new(check, transform, shape)?;
         let (table, rotary_dim, pairing) = match &transform.rope {
             // No pairs: everything is copied.
             None => (0, 0, RopePairing::Half),
@@ -101,6 +148,10 @@ impl Rope {
             cache_places: step.cache_places,
             table,
             bias: check.optional_row("bias", transform.bias, shape.qkv_width())?,
+            query_weight: norm.weights[0],
+            query_bias: norm.biases[0],
+            key_weight: norm.weights[1],
+            key_bias: norm.biases[1],
             qkv: qkv.data,
             cache: cache.layer(layer),
             num_heads: shape.num_heads as u32,
@@ -109,6 +160,10 @@ impl Rope {
             rotary_dim: rotary_dim as u32,
             block_size: layout.block_size as u32,
             clamp: transform.clamp.unwrap_or(f32::INFINITY),
+            epsilon: norm.epsilon,
+            is_layer: norm.is_layer.into(),
+            takes_width: norm.takes_width.into(),
+            reserved: 0,
         };
         let launch = Launch::overlapping(step.batch.launch.tokens as u32, THREADS);
         gpu.launch(check.operation, kernels.get(layout.dtype), launch, &params)

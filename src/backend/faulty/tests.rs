@@ -1,6 +1,6 @@
 use super::*;
 use crate::backend::cpu::sample::GREEDY;
-use crate::backend::{Activation, RopePairing};
+use crate::backend::{Activation, ExpertWeighting, Gating, RopePairing, RouterScoring};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
@@ -133,6 +133,17 @@ impl Backend for Recorder {
         self.note("activate")
     }
 
+    fn mix_experts(
+        &mut self,
+        _: &Matrix,
+        _: &Matrix,
+        _: &Mixture<'_, Matrix>,
+        _: &mut Matrix,
+        _: usize,
+    ) -> BackendResult<()> {
+        self.note("mix_experts")
+    }
+
     fn logits(&mut self, _: &Matrix, _: &Head<'_, Matrix>, out: &mut Matrix) -> BackendResult<()> {
         out.iter_mut().enumerate().for_each(|(index, value)| *value = index as f32 + 1.0);
         self.note("logits")
@@ -187,6 +198,19 @@ fn step(backend: &mut Faulty<Recorder>, a: &Matrix, out: &mut Matrix) -> Backend
     backend.rope_and_write_kv(out, &transform, &shape, &mut (), 0)?;
     backend.attention(a, &shape, &Scoring::default(), &(), 0, out)?;
     backend.activate(a, &Activate::gated(Activation::Silu), out, 2)?;
+    let mixture = Mixture {
+        up: a,
+        down: a,
+        num_experts: 2,
+        num_chosen: 1,
+        scoring: RouterScoring::Softmax,
+        weighting: ExpertWeighting::Normalized,
+        scale: 1.0,
+        function: Activation::Silu,
+        gating: Gating::Plain,
+        shared: None,
+    };
+    backend.mix_experts(a, a, &mixture, out, 2)?;
     backend.logits(a, &Head::plain(a), out)?;
     backend.sample(out)?;
     Ok(backend.collect()?.into_iter().map(|sampled| sampled.token).collect())
@@ -205,11 +229,11 @@ fn without_a_fault_every_call_goes_through_and_counts() {
     let mut backend = Faulty::new(Recorder::default(), FaultPlan::none());
     assert_eq!(run_all(&mut backend).unwrap(), [Some(1), Some(4)]);
     assert_eq!(backend.inner.ran, Operation::ALL.map(Operation::name));
-    assert_eq!(num_calls(&backend), 17);
+    assert_eq!(num_calls(&backend), 18);
     assert_eq!(backend.activation_dtype(DType::Bf16), DType::Bf16);
     let limits = BackendLimits { max_tokens: 7, max_slots: 1, vocab_size: 1 };
     assert_eq!(backend.workspace_bytes(&limits), 7);
-    assert_eq!(num_calls(&backend), 17);
+    assert_eq!(num_calls(&backend), 18);
 }
 
 #[test]
@@ -266,13 +290,13 @@ fn a_panic_names_the_operation() {
 #[test]
 fn corrupt_logits_hit_one_row_once() {
     for (row, expected) in [(0, [None, Some(4)]), (1, [Some(1), None]), (9, [Some(1), None])] {
-        for at_call in [1, 8, 15] {
+        for at_call in [1, 8, 16] {
             let mut backend = faulty(at_call, FaultKind::CorruptLogits { row });
             assert_eq!(run_all(&mut backend).unwrap(), expected);
             assert_eq!(run_all(&mut backend).unwrap(), [Some(1), Some(4)]);
         }
         // Planned after the logits of the first run, so that it hits those of the second.
-        let mut backend = faulty(16, FaultKind::CorruptLogits { row });
+        let mut backend = faulty(17, FaultKind::CorruptLogits { row });
         assert_eq!(run_all(&mut backend).unwrap(), [Some(1), Some(4)]);
         assert_eq!(run_all(&mut backend).unwrap(), expected);
     }

@@ -225,6 +225,50 @@ fn positions_and_embeddings() {
 }
 
 #[test]
+fn scores() {
+    for num_heads in [3, 6, 12] {
+        let heads = json!({"num_heads": num_heads, "num_kv_heads": 3, "head_dim": 8});
+        for positions in [json!({"kind": "alibi"}), json!({"kind": "alibi", "max_bias": 4.0, "scale": 0.3})] {
+            check("alibi", &[("positions", positions), ("heads", heads.clone())]);
+        }
+    }
+    check("soft cap", &[("attention", json!({"score_soft_cap": 0.5})), ("heads.scale", json!(1.0))]);
+    for size in [1, 3, 7, 19, 100] {
+        check("window", &[("attention", json!({"sliding_window": {"size": size}}))]);
+    }
+    for layers in [
+        json!({"kind": "from", "first": 1}),
+        json!({"kind": "periodic", "period": 2, "remainders": [0]}),
+        json!({"kind": "listed", "layers": [1]}),
+    ] {
+        let window = json!({"sliding_window": {"size": 4, "layers": layers}});
+        let local = json!({"theta": 7.0, "scaling": {"kind": "linear", "factor": 2.0}});
+        check("window of some layers", &[("attention", window.clone())]);
+        check("frequencies by layer", &[("attention", window), ("positions.local", local)]);
+    }
+}
+
+#[test]
+fn norms_of_queries_and_keys() {
+    let names = |names: [&str; 2], extent: &str, kind: &str| {
+        [
+            ("attention", json!({"qk_norm": extent})),
+            ("norm", json!({"kind": kind, "epsilon": 1e-5, "weight": "plain"})),
+            ("weights.query_norm", norm_names(names[0])),
+            ("weights.key_norm", norm_names(names[1])),
+        ]
+    };
+    for kind in ["rms", "layer"] {
+        check("shared by heads", &names(["h.{layer}.qn", "h.{layer}.kn"], "head", kind));
+        check("of each head", &names(["h.{layer}.qn.{head}", "h.{layer}.kn.{head}"], "head", kind));
+        check("of the width", &names(["h.{layer}.qn", "h.{layer}.kn"], "width", kind));
+    }
+    let mut one_plus = names(["h.{layer}.qn", "h.{layer}.kn"], "head", "rms").to_vec();
+    one_plus[1].1["weight"] = json!("one_plus");
+    check("1 + w", &one_plus);
+}
+
+#[test]
 fn heads_and_outputs() {
     check("clamp", &[("attention", json!({"qkv_clamp": 0.75}))]);
     check("scale", &[("heads.scale", json!(0.7))]);
@@ -232,6 +276,69 @@ fn heads_and_outputs() {
     check("tied with a bias", &[("output", json!("tied"))]);
     check("unit rows", &[("output", json!("untied_unit_rows"))]);
     check("logits", &[("logits", json!({"scale": 0.3, "soft_cap": 2.0}))]);
+}
+
+/// An expert's names under `stem`, each expert in tensors of its own or all stacked.
+fn expert_names(stem: &str) -> Value {
+    json!({
+        "kind": "gated", "gate": format!("{stem}.gate"), "up": format!("{stem}.up"), "down": format!("{stem}.down"),
+    })
+}
+
+#[test]
+fn experts() {
+    let gated_mlp = [("mlp", json!({"kind": "gated", "activation": "silu"}))];
+    let router = "h.{layer}.router.weight";
+    for (stem, num_experts, num_chosen) in
+        [("h.{layer}.e.{expert}", 5, 2), ("h.{layer}.stacked", 3, 1), ("h.{layer}.e.{expert}", 4, 4)]
+    {
+        for (scoring, weighting, scale) in
+            [("softmax", "normalized", 1.0), ("softmax", "as_scored", 2.5), ("sigmoid", "normalized", 1.0)]
+        {
+            let experts = json!({
+                "num_experts": num_experts, "num_chosen": num_chosen, "intermediate_size": 11,
+                "scoring": scoring, "weighting": weighting, "scale": scale,
+            });
+            let names = json!({"router": router, "experts": expert_names(stem)});
+            let changes = [("experts", experts), ("weights.mlp", Value::Null), ("weights.experts", names)];
+            check(&format!("{stem} {scoring} {weighting}"), &[&gated_mlp[..], &changes].concat());
+        }
+    }
+    let plain =
+        json!({"kind": "plain", "up": "h.{layer}.e.{expert}.up", "down": "h.{layer}.e.{expert}.down"});
+    let few = |extra: (&str, Value)| {
+        let mut experts = json!({
+            "num_experts": 3, "num_chosen": 2, "intermediate_size": 9, "weighting": "normalized",
+        });
+        experts[extra.0] = extra.1;
+        experts
+    };
+    let names = json!({"router": router, "experts": plain});
+    let from = json!({"kind": "from", "first": 1});
+    check("experts after a dense layer", &[("experts", few(("layers", from))), ("weights.experts", names)]);
+    for gate in ["none", "sigmoid"] {
+        let shared = few(("shared", json!({"intermediate_size": 13, "gate": gate})));
+        let mut names = json!({
+            "router": router, "experts": expert_names("h.{layer}.e.{expert}"),
+            "shared": expert_names("h.{layer}.shared"),
+        });
+        if gate == "sigmoid" {
+            names["shared_gate"] = json!("h.{layer}.shared_gate.weight");
+        }
+        for block in ["parallel", "sequential"] {
+            let mut changes = gated_mlp.to_vec();
+            changes.extend([
+                ("experts", shared.clone()),
+                ("weights.mlp", Value::Null),
+                ("weights.experts", names.clone()),
+                ("block", json!(block)),
+            ]);
+            if block == "sequential" {
+                changes.push(("weights.mlp_norm", norm_names("h.{layer}.ln_2")));
+            }
+            check(&format!("shared expert, {gate} {block}"), &changes);
+        }
+    }
 }
 
 #[test]
@@ -271,6 +378,30 @@ fn contradictions_are_named() {
         (vec![("weights.embedding", json!("h.{layer}.e"))], "weights.embedding"),
         (vec![("weights.head", json!("wte.weight"))], "weights."),
         (vec![("logits", json!({"soft_cap": -1.0}))], "logits.soft_cap"),
+        (
+            vec![
+                ("positions", json!({"kind": "learned", "offset": usize::MAX})),
+                ("weights.position_embedding", json!("wpe.weight")),
+            ],
+            "positions.offset",
+        ),
+        (
+            vec![(
+                "attention",
+                json!({"sliding_window": {"size": 2, "layers": {"kind": "listed", "layers": [0, 1, 1]}}}),
+            )],
+            "attention.sliding_window.layers",
+        ),
+        (
+            vec![(
+                "experts",
+                json!({
+                    "num_experts": 4096, "num_chosen": 1, "intermediate_size": 1 << 20,
+                    "weighting": "normalized",
+                }),
+            )],
+            "experts.intermediate_size",
+        ),
     ] {
         let spec: ModelSpec = serde_json::from_value(changed(&changes)).unwrap();
         let error = crate::error::Error::from(spec.validate().unwrap_err());

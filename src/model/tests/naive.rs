@@ -2,8 +2,8 @@
 
 use crate::backend::{
     Activate, AttentionShape, Backend, BackendError, BackendLimits, BackendResult, Batch, DType, Delta,
-    Embedding, Feature, Gating, Head, KvLayout, Norm, NormKind, QkvTransform, RopePairing, Sampled, Scoring,
-    SlotState,
+    Embedding, ExpertWeighting, Gating, Head, KvLayout, Mixture, Norm, NormExtent, NormKind, QkvTransform,
+    RopePairing, RouterScoring, Sampled, Scoring, SlotState,
 };
 use crate::quant;
 
@@ -69,6 +69,11 @@ fn delta_row(delta: &Delta<'_, Tensor>, row: usize) -> Vec<f32> {
 }
 
 fn norm_row(norm: &Norm<'_, Tensor>, values: &[f32]) -> Vec<f32> {
+    norm_columns(norm, values, 0)
+}
+
+/// A norm of values with its weights from column `first` on.
+fn norm_columns(norm: &Norm<'_, Tensor>, values: &[f32], first: usize) -> Vec<f32> {
     let width = values.len() as f64;
     let mean = match norm.kind {
         NormKind::Rms => 0.0,
@@ -78,13 +83,30 @@ fn norm_row(norm: &Norm<'_, Tensor>, values: &[f32]) -> Vec<f32> {
     let deviation = (variance + f64::from(norm.epsilon)).sqrt();
     let scaled = values
         .iter()
-        .zip(&norm.weight.data)
+        .zip(&norm.weight.data[first..])
         .map(|(&x, &weight)| ((f64::from(x) - mean) / deviation * f64::from(weight)) as f32);
     let mut out: Vec<f32> = scaled.collect();
     if let Some(bias) = norm.bias {
-        add_row(&mut out, bias.row(0));
+        add_row(&mut out, &bias.row(0)[first..]);
     }
     out
+}
+
+/// The experts that a row passes, with their weights.
+fn routes(products: &[f32], mixture: &Mixture<'_, Tensor>) -> Vec<(usize, f32)> {
+    let exponentials: Vec<f32> = products.iter().map(|product| product.exp()).collect();
+    let total: f32 = exponentials.iter().sum();
+    let score = |expert: usize| match mixture.scoring {
+        RouterScoring::Softmax => exponentials[expert] / total,
+        RouterScoring::Sigmoid => 1.0 / (1.0 + 1.0 / exponentials[expert]),
+    };
+    let mut routes: Vec<(usize, f32)> =
+        (0..mixture.num_experts).map(|expert| (expert, score(expert))).collect();
+    routes.sort_by(|left, right| right.1.total_cmp(&left.1));
+    routes.truncate(mixture.num_chosen);
+    let sum: f32 = routes.iter().map(|(_, score)| score).sum();
+    let divisor = if mixture.weighting == ExpertWeighting::Normalized { sum } else { 1.0 };
+    routes.iter().map(|(expert, score)| (*expert, score / divisor * mixture.scale)).collect()
 }
 
 fn rotate(head: &mut [f32], angles: &[f32], pairing: RopePairing) {
@@ -132,10 +154,6 @@ impl Backend for Naive {
 
     fn activation_dtype(&self, _weights: DType) -> DType {
         DType::F32
-    }
-
-    fn supports(&self, feature: Feature) -> bool {
-        !matches!(feature, Feature::Alibi | Feature::ScoreSoftCap | Feature::Window | Feature::QkNorm)
     }
 
     fn workspace_bytes(&self, limits: &BackendLimits) -> u64 {
@@ -255,6 +273,17 @@ impl Backend for Naive {
             }
             let clamp = transform.clamp.unwrap_or(f32::INFINITY);
             row.iter_mut().for_each(|value| *value = value.clamp(-clamp, clamp));
+            if let Some(norm) = &transform.norm {
+                let (queries, rest) = row.split_at_mut(num_heads * dim);
+                let keys = &mut rest[..num_kv_heads * dim];
+                for (values, norm_of) in [(queries, &norm.query), (keys, &norm.key)] {
+                    let width = if norm.extent == NormExtent::Head { dim } else { values.len() };
+                    for (index, values) in values.chunks_exact_mut(width).enumerate() {
+                        let normed = norm_columns(norm_of, values, index * width);
+                        values.copy_from_slice(&normed);
+                    }
+                }
+            }
             if let Some(rope) = &transform.rope {
                 for head in row[..(num_heads + num_kv_heads) * dim].chunks_exact_mut(dim) {
                     rotate(head, rope.table.row(position), rope.pairing);
@@ -275,7 +304,7 @@ impl Backend for Naive {
         &mut self,
         qkv: &Tensor,
         shape: &AttentionShape,
-        _scoring: &Scoring,
+        scoring: &Scoring,
         cache: &Cache,
         layer: usize,
         out: &mut Tensor,
@@ -290,8 +319,18 @@ impl Backend for Naive {
                     &cache.data[at..at + dim]
                 };
                 let query = &qkv.row(index)[head * dim..][..dim];
-                let scores: Vec<f32> =
-                    (0..=position).map(|token| dot(query, entry(0, token)) * shape.scale).collect();
+                let score = |token: usize| {
+                    let mut score = dot(query, entry(0, token)) * shape.scale;
+                    if let Some(cap) = scoring.soft_cap {
+                        score = cap * (score / cap).tanh();
+                    }
+                    if let Some(alibi) = scoring.alibi {
+                        score -= alibi.slope(head, shape.num_heads) * (position - token) as f32;
+                    }
+                    let is_seen = scoring.window.is_none_or(|window| position - token < window);
+                    if is_seen { score } else { f32::NEG_INFINITY }
+                };
+                let scores: Vec<f32> = (0..=position).map(score).collect();
                 let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 let weights: Vec<f32> = scores.iter().map(|score| (score - max).exp()).collect();
                 let sum: f32 = weights.iter().sum();
@@ -324,6 +363,42 @@ impl Backend for Naive {
                 };
                 out.row_mut(row)[column] = (value * factor) as f32;
             }
+        }
+        Ok(())
+    }
+
+    fn mix_experts(
+        &mut self,
+        input: &Tensor,
+        products: &Tensor,
+        mixture: &Mixture<'_, Tensor>,
+        out: &mut Tensor,
+        rows: usize,
+    ) -> BackendResult<()> {
+        let (hidden, width) = (input.columns, mixture.down.columns);
+        let up_width = mixture.gating.input_width(width);
+        for row in 0..rows {
+            let mut sum = vec![0.0; hidden];
+            for (expert, weight) in routes(products.row(row), mixture) {
+                let up: Vec<f32> = (0..up_width)
+                    .map(|feature| dot(input.row(row), mixture.up.row(expert * up_width + feature)))
+                    .collect();
+                let inner: Vec<f32> = (0..width)
+                    .map(|column| {
+                        let value = activation(mixture.function, up[column].into()) as f32;
+                        if mixture.gating == Gating::Gated { value * up[width + column] } else { value }
+                    })
+                    .collect();
+                for (feature, sum) in sum.iter_mut().enumerate() {
+                    *sum += weight * dot(&inner, mixture.down.row(expert * hidden + feature));
+                }
+            }
+            if let Some(shared) = &mixture.shared {
+                let factor = shared.gate.map_or(1.0, |gate| 1.0 / (1.0 + (-gate.row(row)[0]).exp()));
+                let values: Vec<f32> = shared.values.row(row).iter().map(|value| value * factor).collect();
+                add_row(&mut sum, &values);
+            }
+            out.row_mut(row).copy_from_slice(&sum);
         }
         Ok(())
     }

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use crate::backend::NormExtent;
 use crate::model::rope;
 use crate::model::spec::{
-    Activation, BlockShape, EmbeddingNorm, MlpNames, ModelSpec, Names, NormKind, NormWeight, Orientation,
-    OutputHead, Positions, QkvNames, QkvOrder, RopePairing,
+    Activation, BlockShape, EmbeddingNorm, ExpertNames, ExpertWeighting, Experts, MlpNames, ModelSpec, Names,
+    NormKind, NormWeight, Orientation, OutputHead, Positions, QkvNames, QkvOrder, RopePairing, RouterScoring,
 };
 
 /// Tensors by name, with their shapes.
@@ -34,9 +34,15 @@ impl Reference<'_> {
         values.iter().map(|&value| f64::from(value)).collect()
     }
 
-    /// Rows `[out, in]` of a matrix of a layer.
+    /// Rows `[out, in]` of a matrix of a layer; of a tensor that stacks experts' the expert after `#`.
     fn rows(&self, template: &str, layer: usize) -> Vec<Row> {
-        let (shape, values) = &self.tensors[&template.replace("{layer}", &layer.to_string())];
+        let template = template.replace("{layer}", &layer.to_string());
+        if let Some((name, expert)) = template.split_once('#') {
+            let (shape, values) = &self.tensors[name];
+            let rows = values.chunks(shape[2]).skip(expert.parse::<usize>().unwrap() * shape[1]);
+            return rows.take(shape[1]).map(|row| row.iter().map(|&x| f64::from(x)).collect()).collect();
+        }
+        let (shape, values) = &self.tensors[&template];
         let at = |row: usize, column: usize| f64::from(values[row * shape[1] + column]);
         match self.spec.weights.orientation {
             Orientation::OutIn => {
@@ -200,8 +206,45 @@ impl Reference<'_> {
     }
 
     fn mlp(&self, layer: usize, input: &[f64]) -> Row {
-        let names = self.spec.weights.mlp.as_ref().unwrap();
-        self.mlp_of(names, layer, input)
+        let names = &self.spec.weights;
+        match self.spec.experts_of(layer) {
+            None => self.mlp_of(names.mlp.as_ref().unwrap(), layer, input),
+            Some(experts) => self.mixture(experts, names.experts.as_ref().unwrap(), layer, input),
+        }
+    }
+
+    fn mixture(&self, experts: &Experts, names: &ExpertNames, layer: usize, input: &[f64]) -> Row {
+        let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+        let products = self.product(&names.router, layer, input);
+        let total: f64 = products.iter().map(|x| x.exp()).sum();
+        let score = |x: &f64| match experts.scoring {
+            RouterScoring::Softmax => x.exp() / total,
+            RouterScoring::Sigmoid => sigmoid(*x),
+        };
+        let mut scores: Vec<(usize, f64)> = products.iter().map(score).enumerate().collect();
+        scores.sort_by(|left, right| right.1.total_cmp(&left.1));
+        scores.truncate(experts.num_chosen);
+        let sum: f64 = scores.iter().map(|(_, score)| score).sum();
+        let divisor = if experts.weighting == ExpertWeighting::Normalized { sum } else { 1.0 };
+        let mut out = vec![0.0; input.len()];
+        for (expert, score) in scores {
+            let weight = score / divisor * f64::from(experts.scale);
+            let result = self.mlp_of(&names_of(&names.experts, expert), layer, input);
+            add(&mut out, &result.iter().map(|x| x * weight).collect::<Row>());
+        }
+        if let Some(shared) = &names.shared {
+            let gate = names.shared_gate.as_ref().map(|name| self.product(name, layer, input)[0]);
+            let factor = gate.map_or(1.0, sigmoid);
+            let result = self.mlp_of(shared, layer, input);
+            add(&mut out, &result.iter().map(|x| x * factor).collect::<Row>());
+        }
+        out
+    }
+
+    /// A matrix that never lies transposed times a row.
+    fn product(&self, name: &str, layer: usize, input: &[f64]) -> Row {
+        let table = self.tensor(name, layer);
+        table.chunks(input.len()).map(|row| dot(input, row.iter().copied())).collect()
     }
 
     fn mlp_of(&self, names: &MlpNames, layer: usize, input: &[f64]) -> Row {
@@ -302,6 +345,21 @@ impl Reference<'_> {
             logits.collect()
         };
         residual.iter().map(logits_of).collect()
+    }
+}
+
+/// Names of one expert. A tensor that stacks all is looked up by `name#expert`.
+fn names_of(names: &MlpNames, expert: usize) -> MlpNames {
+    let of = |names: &Names| match names.weight.contains("{expert}") {
+        true => Names::weight(names.weight.replace("{expert}", &expert.to_string())),
+        false => Names::weight(format!("{}#{expert}", names.weight)),
+    };
+    match names {
+        MlpNames::Plain { up, down } => MlpNames::Plain { up: of(up), down: of(down) },
+        MlpNames::Gated { gate, up, down } => MlpNames::Gated { gate: of(gate), up: of(up), down: of(down) },
+        MlpNames::FusedGated { gate_up, down } => {
+            MlpNames::FusedGated { gate_up: of(gate_up), down: of(down) }
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Rotary embedding, cache and attention.
 
 use super::*;
-use crate::backend::RopePairing;
+use crate::backend::{Alibi, RopePairing};
 
 const NUM_BLOCKS: usize = 40;
 
@@ -14,13 +14,14 @@ struct Case {
     dtype: DType,
     /// Limit of queries, keys and values after their biases.
     clamp: Option<f32>,
+    scoring: Scoring,
 }
 
 fn case(num_heads: usize, num_kv_heads: usize, head_dim: usize, rotary_dim: usize, dtype: DType) -> Case {
     let shape = AttentionShape { num_heads, num_kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt() };
     let pairing = if rotary_dim.is_multiple_of(4) { RopePairing::Half } else { RopePairing::Interleaved };
     let clamp = (head_dim == 20).then_some(1.5);
-    Case { shape, rotary_dim, pairing, dtype, clamp }
+    Case { shape, rotary_dim, pairing, dtype, clamp, scoring: Scoring::default() }
 }
 
 /// Groups of 1 to 8 heads; head sizes below, at and around the vectors.
@@ -34,6 +35,21 @@ fn cases() -> Vec<Case> {
         cases.push(case(5, 1, 128, 126, dtype));
     }
     cases
+}
+
+/// Windows below, at and above the tiles of keys, and everything else that scores pass.
+fn scored_cases() -> Vec<Case> {
+    let alibi = Some(Alibi { max_bias: 8.0, scale: 0.7 });
+    let windows = [1, 5, 63, 64, 65, 100, 128, 500]
+        .map(|window| Scoring { window: Some(window), ..Scoring::default() });
+    let others = [
+        Scoring { soft_cap: Some(0.8), ..Scoring::default() },
+        Scoring { soft_cap: Some(30.0), window: Some(70), ..Scoring::default() },
+        Scoring { alibi, ..Scoring::default() },
+        Scoring { soft_cap: Some(2.0), alibi, window: Some(33) },
+    ];
+    let scorings = windows.into_iter().chain(others).enumerate();
+    scorings.map(|(i, scoring)| Case { scoring, ..case(6, 1 + i % 2, 24, 8, DTYPES[i % 3]) }).collect()
 }
 
 /// A sequence's fused rows, and its blocks of the cache.
@@ -97,6 +113,17 @@ fn rotated(case: &Case, head: &[f32], angles: &[f32]) -> Vec<f64> {
     out
 }
 
+/// What a score between tokens `distance` apart becomes.
+fn scored(case: &Case, score: f64, head: usize, distance: usize) -> f64 {
+    let Scoring { soft_cap, alibi, window } = case.scoring;
+    if window.is_some_and(|window| distance >= window) {
+        return f64::NEG_INFINITY;
+    }
+    let score = soft_cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh());
+    let slope = alibi.map_or(0.0, |alibi| alibi.slope(head, case.shape.num_heads));
+    score - f64::from(slope) * distance as f64
+}
+
 /// What attention gives for all tokens of a sequence, by the definition.
 fn reference(case: &Case, rows: &[f32]) -> Vec<f64> {
     let rows = &biased(case, rows)[..];
@@ -118,7 +145,8 @@ fn reference(case: &Case, rows: &[f32]) -> Vec<f64> {
             let scores: Vec<f64> = (0..=t)
                 .map(|s| {
                     let key = hold(rotated(case, head(s, num_heads + kv_head), angle(s)));
-                    query.iter().zip(&key).map(|(q, k)| q * k).sum::<f64>() * f64::from(scale)
+                    let score = query.iter().zip(&key).map(|(q, k)| q * k).sum::<f64>() * f64::from(scale);
+                    scored(case, score, h, t - s)
                 })
                 .collect();
             let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -186,7 +214,7 @@ fn run(cpu: &mut Cpu, case: &Case, sequences: &[Sequence], block_size: usize, ch
         };
         cpu.rope_and_write_kv(&mut qkv, &transform, &shape, &mut cache, 1).unwrap();
         let mut out = poisoned(cpu, batch.num_tokens() + 1, out_width);
-        cpu.attention(&qkv, &shape, &Scoring::default(), &cache, 1, &mut out).unwrap();
+        cpu.attention(&qkv, &shape, &case.scoring, &cache, 1, &mut out).unwrap();
         let out = read(cpu, &out);
         assert!(out[batch.num_tokens() * out_width..].iter().all(|x| x.is_nan()));
         for row in 0..batch.num_rows() {
@@ -202,7 +230,7 @@ fn run(cpu: &mut Cpu, case: &Case, sequences: &[Sequence], block_size: usize, ch
 #[test]
 fn attention_is_softmax_over_the_past() {
     let mut random = Random(11);
-    for case in cases() {
+    for case in cases().into_iter().chain(scored_cases()) {
         let sequences = sequences(&mut random, &case, 16, &[1, 150, 16, 64, 65]);
         for mut cpu in backends() {
             let results = run(&mut cpu, &case, &sequences, 16, 1000);

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::backend::cpu::simd::{Kernel, MAX_LANES, Simd, math};
-use crate::backend::{Activation, Gating, NormKind};
+use crate::backend::{Activation, Alibi, ExpertWeighting, Gating, NormKind, RouterScoring};
 
 /// Backend, name for messages.
 fn each_backend(mut test: impl FnMut(&mut Cpu, &str)) {
@@ -266,6 +266,63 @@ fn activations_follow_their_definitions() {
             }
         }
     }
+}
+
+#[test]
+fn experts_give_a_row_the_same_bits_in_any_batch() {
+    let (rows, hidden, width, num_experts) = (23, 40, 24, 7);
+    let mut random = Random(10);
+    let (input, products) = (random.values(rows * hidden, 1.0), random.values(rows * num_experts, 2.0));
+    let up = random.values(num_experts * 2 * width * hidden, 0.5);
+    let down = random.values(num_experts * hidden * width, 0.5);
+    for dtype in DTYPES {
+        for isa in Isa::supported() {
+            let mut results = Vec::new();
+            for chunk in [rows, 1, 5] {
+                let mut cpu = Cpu::with_isa(Threads::new(3).unwrap(), isa);
+                let up = tensor(&mut cpu, dtype, hidden, &up);
+                let down = tensor(&mut cpu, dtype, width, &down);
+                let mixture = Mixture {
+                    up: &up,
+                    down: &down,
+                    num_experts,
+                    num_chosen: 3,
+                    scoring: RouterScoring::Softmax,
+                    weighting: ExpertWeighting::Normalized,
+                    scale: 1.0,
+                    function: Activation::Silu,
+                    gating: Gating::Gated,
+                    shared: None,
+                };
+                let mut result = Vec::new();
+                for (input, products) in
+                    input.chunks(chunk * hidden).zip(products.chunks(chunk * num_experts))
+                {
+                    let input = tensor(&mut cpu, DType::F32, hidden, input);
+                    let products = tensor(&mut cpu, DType::F32, num_experts, products);
+                    let count = input.rows();
+                    let mut out = poisoned(&mut cpu, count, hidden);
+                    cpu.mix_experts(&input, &products, &mixture, &mut out, count).unwrap();
+                    result.extend(bits(&read(&mut cpu, &out)));
+                }
+                results.push(result);
+            }
+            assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "{} {dtype:?}", isa.name());
+        }
+    }
+}
+
+#[test]
+fn slopes_are_those_of_the_paper() {
+    let slopes = |num_heads: usize| -> Vec<f32> {
+        let alibi = Alibi { max_bias: 8.0, scale: 1.0 };
+        (0..num_heads).map(|head| alibi.slope(head, num_heads)).collect()
+    };
+    assert_eq!(slopes(8), [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0078125, 0.00390625]);
+    assert_eq!(slopes(1), [0.00390625]);
+    // Heads 8 and 9 take the first and the third slope of 16.
+    assert_eq!(slopes(10)[..8], slopes(8));
+    assert_eq!(slopes(10)[8..], [slopes(16)[0], slopes(16)[2]]);
 }
 
 #[test]
