@@ -1,7 +1,7 @@
 // Causal attention of rows with several query tokens over the paged cache (FlashAttention 2, Dao 2023).
 //
-// Two blocks per tile of 128 query tokens and query head, 64 tokens each; each of 4 warps owns 16 rows. The block passes the keys
-// that its last row sees in tiles of KEYS, double-buffered in shared memory; scores and exponentials
+// Two blocks per tile of 128 query tokens and query head, 64 tokens each; each of 4 warps owns 16 rows. The block
+// passes the keys that its last row sees in tiles of KEYS, double-buffered in shared memory; scores and exponentials
 // stay in registers. Queries are kept in registers too, except for head size 256, where they are read from
 // shared memory again for every tile.
 //

@@ -250,3 +250,44 @@ fn many_rows_of_skewed_lengths() {
     };
     check(&case, DType::Bf16, 11);
 }
+
+/// Prompts alone, around the sizes of tiles, with heads that come in pairs and heads that do not, and blocks that
+/// divide a tile of keys, hold several boxes of it, or share none with it but 16 tokens.
+#[test]
+fn prompts_of_awkward_lengths() {
+    let rows: Vec<Row> = match is_small() {
+        true => vec![(17, 0), (65, 64), (129, 1)],
+        false => vec![
+            (17, 0),
+            (63, 5),
+            (127, 0),
+            (128, 0),
+            (129, 1),
+            (65, 64),
+            (2, 1023),
+            (130, 77),
+            (257, 300),
+            (700, 0),
+        ],
+    };
+    for (heads, head_dim, block_size) in [
+        ((4, 2), 128, 64),
+        ((3, 3), 128, 16),
+        ((6, 2), 128, 48),
+        ((4, 2), 128, 80),
+        ((2, 1), 128, 256),
+        ((4, 4), 256, 64),
+        ((4, 2), 256, 128),
+        ((3, 1), 256, 32),
+        ((4, 4), 64, 64),
+        ((2, 2), 80, 64),
+        ((4, 2), 96, 64),
+    ] {
+        for dtype in DTYPES {
+            let rows = rows.clone();
+            let pairing = RopePairing::Half;
+            let case = Case { heads, head_dim, rotary_dim: head_dim, pairing, block_size, rows };
+            check(&case, dtype, (head_dim + block_size) as u64);
+        }
+    }
+}

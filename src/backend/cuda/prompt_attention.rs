@@ -19,8 +19,8 @@ pub(super) struct HopperParams {
     attention: AttentionParams,
     layer_row: u32,
     box_keys: u32,
+    boxes_per_block: u32,
     heads_per_block: u32,
-    reserved: u32,
 }
 
 const _: () = assert!(size_of::<HopperParams>() == 512);
@@ -90,12 +90,14 @@ impl PromptAttention {
     }
 }
 
-/// Mirrors PromptShape and SharedLayout in `attention_prompt_sm90.cu`.
+/// Mirrors PromptShape and SharedLayout in `attention_prompt_sm90.cuh`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct HopperShape {
     head_dim: usize,
     /// Keys of a tile.
     keys: usize,
+    /// Tiles of keys, and of values, in shared memory.
+    stages: usize,
     /// Elements of a row of a panel, which is what one copy takes of a head.
     panel: usize,
 }
@@ -103,20 +105,21 @@ pub(super) struct HopperShape {
 impl HopperShape {
     /// Warpgroups that compute.
     const CONSUMERS: usize = 2;
-    /// Tiles of keys, and of values, that are copied ahead.
-    const STAGES: usize = 2;
+    /// What a consumer is told of its next work.
+    const WORK_BYTES: usize = 32;
 
     fn new(head_dim: usize) -> HopperShape {
-        let keys = if head_dim > 128 { 64 } else { 128 };
+        let (keys, stages) = if head_dim > 128 { (64, 2) } else { (128, 3) };
         let panel = [64, 32].into_iter().find(|&panel| head_dim.is_multiple_of(panel)).unwrap_or(16);
-        HopperShape { head_dim, keys, panel }
+        HopperShape { head_dim, keys, stages, panel }
     }
 
     fn shared_bytes(&self) -> u32 {
-        let queries_bytes = Self::CONSUMERS * QUERY_ROWS * self.head_dim * 2;
-        let tiles_bytes = 2 * Self::STAGES * self.keys * self.head_dim * 2;
-        let barriers_bytes = ((2 + 2 * 2 * Self::STAGES + 1) * 8).next_multiple_of(16);
-        (1024 + queries_bytes + tiles_bytes + barriers_bytes + 16) as u32
+        let consumer_bytes = QUERY_ROWS * self.head_dim * 2 + Self::WORK_BYTES;
+        let tiles_bytes = 2 * self.stages * self.keys * self.head_dim * 2;
+        let barriers_bytes = (2 * (2 * self.stages + Self::CONSUMERS) + 1) * 8;
+        // Tiles start at multiples of 1,024 bytes, which shared memory as a whole need not do.
+        (1024 + Self::CONSUMERS * consumer_bytes + tiles_bytes + barriers_bytes) as u32
     }
 
     fn params(
@@ -160,8 +163,8 @@ impl HopperShape {
             attention: *params,
             layer_row: (call.layer * layer_rows) as u32,
             box_keys: box_keys as u32,
+            boxes_per_block: (layout.block_size / box_keys) as u32,
             heads_per_block: if group.is_multiple_of(Self::CONSUMERS) { Self::CONSUMERS as u32 } else { 1 },
-            reserved: 0,
         })
     }
 }
