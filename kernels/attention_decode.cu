@@ -7,6 +7,8 @@
 // without a barrier, and keeps an online softmax; the warps' results are merged at the end. All 16 rows of the
 // tensor core's tile meet the keys although a group may fill only some of them: reading the keys is what costs.
 //
+// attention_decode_general: the same with a window, a soft cap or slopes. Keys before the window are not read.
+//
 // attention_combine: merges the items of a split row; one block per row and head, one thread per element.
 //
 // Head sizes 64, 80, 96, 128, 256. Blocks of the cache hold a multiple of 16 tokens, and items start at one.
@@ -36,18 +38,44 @@ __device__ inline void load_queries(uint32_t (&queries)[HEAD_DIM / 16][4], const
   }
 }
 
+// First of the item's keys that its query sees, rounded down to a multiple of 16.
+template <bool IS_GENERAL>
+__device__ inline uint32_t first_visible(const AttentionParams &params, const DecodeItem &item, uint32_t context_len) {
+  if (!IS_GENERAL || params.window == 0 || context_len <= params.window) {
+    return item.first_key;
+  }
+  return max(item.first_key, (context_len - params.window) / 16 * 16);
+}
+
+// Applies the soft cap, slopes and window to the scores of 16 keys from `first_key` on, which come times log2(e).
+__device__ inline void modify(const AttentionParams &params, float (&scores)[2][4], uint32_t first_key,
+                              uint32_t context_len, uint32_t first_head) {
+  const int lane = threadIdx.x % WARP_THREADS;
+#pragma unroll
+  for (int n = 0; n < 2; n++) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const uint32_t key = first_key + 8 * n + lane % 4 * 2 + i % 2;
+      const uint32_t head = min(first_head + lane / 4 + i / 2 * 8, params.num_heads - 1);
+      scores[n][i] = modify_score(params, scores[n][i], head, static_cast<int>(context_len - 1 - key));
+    }
+  }
+}
+
 // One warp's share of an item: runs `warp`, `warp + WARPS` .. of 16 keys. Keys of earlier steps are on their way
 // before the predecessor has ended, which writes those of this step.
-template <typename T, int HEAD_DIM>
-__device__ inline void run_warp(const AttentionParams &params, const DecodeItem &item, uint32_t kv_head,
+template <typename T, int HEAD_DIM, bool IS_GENERAL>
+__device__ inline void run_warp(const AttentionParams &params, const DecodeItem &item, uint32_t first_head,
                                 const T *heads, int num_heads, uint32_t shared, OnlineSoftmax<HEAD_DIM> &softmax) {
   using Shape = DecodeShape<HEAD_DIM>;
   constexpr uint32_t TILE_BYTES = Shape::TILE_ELEMENTS * sizeof(T);
   const int lane = threadIdx.x % WARP_THREADS;
   const int warp = threadIdx.x / WARP_THREADS;
+  const uint32_t kv_head = blockIdx.y;
+  const uint32_t context_len = params.arrays.context_lens[item.row];
   const uint32_t *blocks = params.arrays.block_tables + params.arrays.block_starts[item.row];
   const uint32_t stages = shared + warp * Shape::STAGES * 2 * TILE_BYTES;
-  const uint32_t first = item.first_key + warp * 16;
+  const uint32_t first = first_visible<IS_GENERAL>(params, item, context_len) + warp * 16;
   constexpr uint32_t STRIDE = Shape::WARPS * 16;
 
   auto copy = [&](uint32_t run) {
@@ -59,7 +87,7 @@ __device__ inline void run_warp(const AttentionParams &params, const DecodeItem 
     // An empty group keeps the count of groups right.
     commit_copies();
   };
-  const uint32_t new_key = params.arrays.context_lens[item.row] - 1;
+  const uint32_t new_key = context_len - 1;
   auto is_old = [&](uint32_t run) { return first + run * STRIDE + 16 <= new_key; };
 #pragma unroll
   for (int run = 0; run < Shape::STAGES - 1; run++) {
@@ -96,6 +124,9 @@ __device__ inline void run_warp(const AttentionParams &params, const DecodeItem 
         scores[n][i] = key < item.end_key ? scores[n][i] * params.scale_log2 : MINUS_INFINITY;
       }
     }
+    if (IS_GENERAL) {
+      modify(params, scores, first + run * STRIDE, context_len, first_head);
+    }
     softmax.take(scores);
     softmax.template add_values<T>(scores[0], scores[1], keys + TILE_BYTES);
     // The next copy into this stage must not overtake the other lanes' reads.
@@ -129,10 +160,14 @@ __device__ inline void store_results(WarpResults<HEAD_DIM> &results, const Onlin
   }
 }
 
-// Factor of a result whose maximum is `maximum` beside others whose largest is `largest`, which is finite.
-__device__ inline float merge_factor(float maximum, float largest) { return exp2_approximate(maximum - largest); }
+// Factor of a result whose maximum is `maximum` beside others whose largest is `largest`, which is finite unless
+// the item lies before the window.
+__device__ inline float merge_factor(float maximum, float largest) {
+  return maximum == MINUS_INFINITY ? 0.0f : exp2_approximate(maximum - largest);
+}
 
-template <typename T, int HEAD_DIM> __device__ inline void attention_decode(const AttentionParams &params) {
+template <typename T, int HEAD_DIM, bool IS_GENERAL>
+__device__ inline void attention_decode(const AttentionParams &params) {
   using Shape = DecodeShape<HEAD_DIM>;
   extern __shared__ __align__(16) unsigned char shared[];
   static_assert(sizeof(WarpResults<HEAD_DIM>) <= Shape::SHARED_BYTES, "results reuse the stages");
@@ -150,7 +185,7 @@ template <typename T, int HEAD_DIM> __device__ inline void attention_decode(cons
 
   const T *heads = static_cast<const T *>(params.qkv) + token * width + first_head * HEAD_DIM;
   OnlineSoftmax<HEAD_DIM> softmax;
-  run_warp<T, HEAD_DIM>(params, item, kv_head, heads, num_heads, shared_address(shared), softmax);
+  run_warp<T, HEAD_DIM, IS_GENERAL>(params, item, first_head, heads, num_heads, shared_address(shared), softmax);
   __syncthreads();
   auto &results = *reinterpret_cast<WarpResults<HEAD_DIM> *>(shared);
   store_results(results, softmax);
@@ -214,7 +249,11 @@ template <typename T, int HEAD_DIM> __device__ inline void attention_combine(con
 #define ATTENTION_DECODE(SUFFIX, T, HEAD_DIM)                                                                    \
   extern "C" __global__ void __launch_bounds__(DecodeShape<HEAD_DIM>::WARPS * WARP_THREADS)                      \
       attention_decode_##SUFFIX(const __grid_constant__ AttentionParams params) {                                \
-    attention_decode<T, HEAD_DIM>(params);                                                                       \
+    attention_decode<T, HEAD_DIM, false>(params);                                                                \
+  }                                                                                                              \
+  extern "C" __global__ void __launch_bounds__(DecodeShape<HEAD_DIM>::WARPS * WARP_THREADS)                      \
+      attention_decode_general_##SUFFIX(const __grid_constant__ AttentionParams params) {                        \
+    attention_decode<T, HEAD_DIM, true>(params);                                                                 \
   }                                                                                                              \
   extern "C" __global__ void __launch_bounds__(HEAD_DIM)                                                         \
       attention_combine_##SUFFIX(const __grid_constant__ AttentionParams params) {                               \
