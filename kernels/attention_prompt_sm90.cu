@@ -25,7 +25,7 @@ template <typename T, int HEAD_DIM, bool IS_GENERAL> struct Consumer {
   Ring<Shape::STAGES> keys;
   Ring<Shape::STAGES> values;
   uint32_t queries_parity = 0;
-  Work work;
+  Work work = {};
   // Of both rows, what is taken from scores times the scale before the exponential: a score seen, at most a bit
   // below the largest, or minus infinity before any. This thread's part of the sum of exponentials.
   float bases[2];
@@ -60,9 +60,19 @@ template <typename T, int HEAD_DIM, bool IS_GENERAL> struct Consumer {
   __device__ inline bool take_work() {
     wait(shared.queries_full(consumer), queries_parity);
     queries_parity ^= 1;
-    const uint4 first = load_shared(shared.work(consumer));
-    const uint4 second = load_shared(shared.work(consumer) + 16);
-    work = {first.x, first.y, static_cast<int32_t>(first.z), first.w, second.x, second.y, {0, 0}};
+    // One lane reads, the one that later arrives for the warp, so that the next work cannot overtake a read.
+    uint4 first = {};
+    uint4 second = {};
+    if (threadIdx.x % WARP_THREADS == 0) {
+      first = load_shared(shared.work(consumer));
+      second = load_shared(shared.work(consumer) + 16);
+    }
+    work.head = __shfl_sync(FULL_WARP, first.x, 0);
+    work.first_token = __shfl_sync(FULL_WARP, first.y, 0);
+    work.num_tokens = static_cast<int32_t>(__shfl_sync(FULL_WARP, first.z, 0));
+    work.first_position = __shfl_sync(FULL_WARP, first.w, 0);
+    work.first_tile = __shfl_sync(FULL_WARP, second.x, 0);
+    work.end_tile = __shfl_sync(FULL_WARP, second.y, 0);
     bases[0] = bases[1] = MINUS_INFINITY;
     totals[0] = totals[1] = 0.0f;
     return work.end_tile > 0;
