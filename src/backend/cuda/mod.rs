@@ -31,7 +31,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub use tensor::{KvCache, Tensor};
 
 use self::activation::Activations;
-use self::attention::{Attention, AttentionCall, branch_multiprocessors};
+use self::attention::{Attention, AttentionCall, DeviceScoring, branch_multiprocessors};
 use self::batch::StepState;
 use self::cublas::{CublasLt, Operands, ProductShape};
 use self::driver::{DevicePtr, Event, Gpu};
@@ -45,8 +45,8 @@ use self::rope::{Rope, RopeAndWriteKv};
 use self::sample::Sampler;
 use self::tensor::{Checker, to_u32};
 use super::{
-    Activate, AttentionShape, Backend, BackendError, BackendLimits, BackendResult, Batch, DType, Delta,
-    Embedding, Feature, Head, KvLayout, Mixture, Norm, QkvTransform, Sampled, Scoring, SlotState,
+    Activate, Alibi, AttentionShape, Backend, BackendError, BackendLimits, BackendResult, Batch, DType,
+    Delta, Embedding, Feature, Head, KvLayout, Mixture, Norm, QkvTransform, Sampled, Scoring, SlotState,
 };
 use crate::error::{Error, Result, Status};
 
@@ -67,8 +67,16 @@ pub struct Cuda {
     modules: Modules,
     arena: Arena,
     kv_layout: Option<KvLayout>,
+    slopes: Vec<KnownSlopes>,
     id: u64,
     gpu: Gpu,
+}
+
+/// Slopes that lie on the device.
+struct KnownSlopes {
+    alibi: Alibi,
+    num_heads: usize,
+    slopes: DevicePtr,
 }
 
 /// What [`Backend::reserve`] makes.
@@ -155,6 +163,7 @@ impl Cuda {
             modules,
             arena: Arena::default(),
             kv_layout: None,
+            slopes: Vec::new(),
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             gpu,
         })
@@ -184,6 +193,20 @@ impl Cuda {
 
     fn checker(&self, operation: &'static str) -> Checker {
         Checker { operation, backend_id: self.id }
+    }
+
+    /// Where the slopes of `num_heads` heads lie; they are written at their first use, before steps are recorded.
+    fn alibi_slopes(&mut self, alibi: &Alibi, num_heads: usize) -> BackendResult<DevicePtr> {
+        if let Some(known) =
+            self.slopes.iter().find(|known| known.alibi == *alibi && known.num_heads == num_heads)
+        {
+            return Ok(known.slopes);
+        }
+        let values: Vec<f32> = (0..num_heads).map(|head| alibi.slope(head, num_heads)).collect();
+        let slopes = self.arena.alloc(&self.gpu, 4 * num_heads as u64, "slopes of attention heads")?;
+        self.staging.write(&self.gpu, slopes, bytemuck::cast_slice(&values))?;
+        self.slopes.push(KnownSlopes { alibi: *alibi, num_heads, slopes });
+        Ok(slopes)
     }
 
     /// Checks of `operation`, and what was reserved.
@@ -217,8 +240,8 @@ impl Backend for Cuda {
 
     fn supports(&self, feature: Feature) -> bool {
         match feature {
-            Feature::ScoreSoftCap | Feature::Alibi | Feature::Window | Feature::Experts => false,
-            Feature::QkNorm => true,
+            Feature::Experts => false,
+            Feature::ScoreSoftCap | Feature::Alibi | Feature::Window | Feature::QkNorm => true,
             Feature::HeadDim(head_dim) => attention::HEAD_DIMS.contains(&head_dim),
             Feature::Width(width) => width.is_multiple_of(tensor::VECTOR_ELEMENTS),
         }
@@ -479,11 +502,16 @@ impl Backend for Cuda {
         layer: usize,
         out: &mut Tensor,
     ) -> BackendResult<()> {
+        scoring.check("attention")?;
+        let alibi_slopes = match &scoring.alibi {
+            Some(alibi) => self.alibi_slopes(alibi, shape.num_heads)?,
+            None => 0,
+        };
         let (check, gpu, reserved, kernels) = self.reserved("attention")?;
-        check.require(*scoring == Scoring::default(), || format!("{scoring:?} has no kernel"))?;
         let scratch = (reserved.scratch, SCRATCH_BYTES);
         let branch = (reserved.branching == Branching::BesideDecodes).then_some(&reserved.crossings);
-        let call = AttentionCall { qkv, shape, cache, layer, out, scratch, branch };
+        let scoring = DeviceScoring { scoring, alibi_slopes };
+        let call = AttentionCall { qkv, shape, scoring, cache, layer, out, scratch, branch };
         kernels.attention.run(gpu, check, &reserved.step, call)
     }
 

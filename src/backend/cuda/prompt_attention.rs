@@ -1,8 +1,8 @@
 //! Attention of rows with several query tokens: the kernel for Hopper (`kernels/attention_prompt_sm90.cu`) and the
 //! one for every other device (`kernels/attention_prompt.cu`).
 
-use super::attention::{AttentionCall, AttentionParams};
-use super::driver::{BoxedMatrix, Gpu, Kernel, Launch, Params, TensorMap};
+use super::attention::{AttentionCall, AttentionParams, Variants};
+use super::driver::{BoxedMatrix, Gpu, Launch, Params, TensorMap};
 use super::modules::{Modules, PerDType};
 use super::plan::TILE_TOKENS;
 use super::tensor::Checker;
@@ -30,30 +30,34 @@ unsafe impl Params for HopperParams {}
 
 /// The kernels of one head size.
 pub(super) enum PromptAttention {
-    Portable { kernels: PerDType<Kernel<AttentionParams>>, shared_bytes: u32 },
-    Hopper { kernels: PerDType<Kernel<HopperParams>>, shape: HopperShape },
+    Portable { kernels: Variants<AttentionParams>, shared_bytes: u32 },
+    Hopper { kernels: Variants<HopperParams>, shape: HopperShape },
 }
 
 impl PromptAttention {
     pub(super) fn new(gpu: &Gpu, modules: &Modules, head_dim: usize) -> BackendResult<PromptAttention> {
         if gpu.is_hopper() {
             let shape = HopperShape::new(head_dim);
-            let kernels = PerDType::try_new(|dtype| {
-                let name = format!("attention_prompt_sm90_{dtype}_{head_dim}");
-                let kernel = modules.kernel(gpu, "attention_prompt_sm90", &name)?;
-                kernel.allow_shared_bytes(gpu, shape.shared_bytes())?;
-                Ok(kernel)
+            let kernels = Variants::try_new(|variant| {
+                PerDType::try_new(|dtype| {
+                    let name = format!("attention_prompt_sm90_{variant}{dtype}_{head_dim}");
+                    let kernel = modules.kernel(gpu, "attention_prompt_sm90", &name)?;
+                    kernel.allow_shared_bytes(gpu, shape.shared_bytes())?;
+                    Ok(kernel)
+                })
             })?;
             return Ok(PromptAttention::Hopper { kernels, shape });
         }
         // Mirrors PromptShape: a shared row carries one more vector against bank conflicts.
         let keys = if head_dim > 128 { 32 } else { 64 };
         let shared_bytes = ((QUERY_ROWS + 2 * 2 * keys) * 2 * (head_dim + 8)) as u32;
-        let kernels = PerDType::try_new(|dtype| {
-            let name = format!("attention_prompt_{dtype}_{head_dim}");
-            let kernel = modules.kernel(gpu, "attention_prompt", &name)?;
-            kernel.allow_shared_bytes(gpu, shared_bytes)?;
-            Ok(kernel)
+        let kernels = Variants::try_new(|variant| {
+            PerDType::try_new(|dtype| {
+                let name = format!("attention_prompt_{variant}{dtype}_{head_dim}");
+                let kernel = modules.kernel(gpu, "attention_prompt", &name)?;
+                kernel.allow_shared_bytes(gpu, shared_bytes)?;
+                Ok(kernel)
+            })
         })?;
         Ok(PromptAttention::Portable { kernels, shared_bytes })
     }
@@ -75,7 +79,7 @@ impl PromptAttention {
             PromptAttention::Portable { kernels, shared_bytes } => {
                 let grid = [2 * num_tiles as u32, num_heads as u32, 1];
                 let launch = Launch { grid, threads: 128, shared_bytes: *shared_bytes, overlaps: false };
-                gpu.launch(check.operation, kernels.get(dtype), launch, params)
+                gpu.launch(check.operation, kernels.get(&call.scoring, dtype), launch, params)
             }
             PromptAttention::Hopper { kernels, shape } => {
                 let params = shape.params(gpu, check, call, params)?;
@@ -84,7 +88,7 @@ impl PromptAttention {
                 let grid = [num_works.min(gpu.num_multiprocessors()), 1, 1];
                 let launch =
                     Launch { grid, threads: 384, shared_bytes: shape.shared_bytes(), overlaps: false };
-                gpu.launch(check.operation, kernels.get(dtype), launch, &params)
+                gpu.launch(check.operation, kernels.get(&call.scoring, dtype), launch, &params)
             }
         }
     }
