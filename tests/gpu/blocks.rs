@@ -138,7 +138,7 @@ fn blocks_and_extras_are_the_cpus() {
     let block = |name: &str| [("block", json!(name))];
     let models = [
         ("parallel", gpt_j()),
-        ("sequential", changed(&block("sequential"), &[mlp_norm.clone()])),
+        ("sequential", changed(&block("sequential"), std::slice::from_ref(&mlp_norm))),
         ("parallel, two norms", changed(&block("parallel_two_norms"), &[mlp_norm])),
         ("sandwich", changed(&block("sandwich"), &sandwich)),
         ("post-norm", changed(&block("post_norm"), &post_norm)),
