@@ -414,14 +414,18 @@ pub trait Backend: Send + 'static {
 
     /// `out[r]` = the sum of `weight(e) * expert_e(input[r])` over the experts that row `r` of `products`, the
     /// router's `[rows, num_experts]`, chooses, plus the shared expert's result.
+    /// A backend without [`Feature::Experts`] need not have it.
     fn mix_experts(
         &mut self,
-        input: &Self::Tensor,
-        products: &Self::Tensor,
-        mixture: &Mixture<'_, Self::Tensor>,
-        out: &mut Self::Tensor,
-        rows: usize,
-    ) -> BackendResult<()>;
+        _input: &Self::Tensor,
+        _products: &Self::Tensor,
+        _mixture: &Mixture<'_, Self::Tensor>,
+        _out: &mut Self::Tensor,
+        _rows: usize,
+    ) -> BackendResult<()> {
+        let message = "mixtures of experts are not supported".to_owned();
+        Err(BackendError::InvalidArgument { operation: "mix_experts", message })
+    }
 
     /// `out[i] = head · hidden[last token of sampled row i]`, in f32, then bias, scale and soft cap.
     fn logits(

@@ -124,8 +124,9 @@ impl ModelSpec {
         }
         let Some((names, experts)) = names.experts.as_ref().zip(self.experts.as_ref()) else { return Ok(()) };
         check_mlp("weights.experts.experts", &names.experts, gating)?;
-        let parts = names.experts.parts().into_iter().chain(names.shared.iter().flat_map(MlpNames::parts));
-        for (part, _) in parts.filter(|(_, names)| names.bias.is_some()) {
+        let mut parts =
+            names.experts.parts().into_iter().chain(names.shared.iter().flat_map(MlpNames::parts));
+        if let Some((part, _)) = parts.find(|(_, names)| names.bias.is_some()) {
             let message = "biases of experts are not supported";
             return Err(ModelError::unsupported(format!("weights.experts: {part}.bias"), message));
         }

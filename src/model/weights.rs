@@ -1,5 +1,7 @@
 //! The decoder's parameters, and which checkpoint tensors they are made of.
 
+#![allow(clippy::single_range_in_vec_init, reason = "a part is a list of runs, and mostly one run")]
+
 use std::ops::Range;
 
 use crate::backend::DType;

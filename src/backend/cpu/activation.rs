@@ -156,7 +156,7 @@ impl Function for GeluTanh {
     /// `0.5 x (1 + tanh(y)) = x sigmoid(2 y)` with `y = sqrt(2 / pi) (x + 0.044715 x^3)`.
     #[inline(always)]
     fn apply<S: Simd>(simd: S, x: S::Vector) -> S::Vector {
-        const TWICE_ROOT: f32 = 1.595_769_1;
+        const TWICE_ROOT: f32 = 1.595_769;
         let square = simd.mul(x, x);
         let factor = simd.mul_add(square, simd.splat(TWICE_ROOT * 0.044_715), simd.splat(TWICE_ROOT));
         times_sigmoid(simd, x, simd.mul(x, factor))

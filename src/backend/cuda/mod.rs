@@ -46,7 +46,7 @@ use self::sample::Sampler;
 use self::tensor::{Checker, to_u32};
 use super::{
     Activate, Alibi, AttentionShape, Backend, BackendError, BackendLimits, BackendResult, Batch, DType,
-    Delta, Embedding, Feature, Head, KvLayout, Mixture, Norm, QkvTransform, Sampled, Scoring, SlotState,
+    Delta, Embedding, Feature, Head, KvLayout, Norm, QkvTransform, Sampled, Scoring, SlotState,
 };
 use crate::error::{Error, Result, Status};
 
@@ -556,17 +556,6 @@ impl Backend for Cuda {
         let Activate { function, gating, .. } = *activate;
         let activation = FusedActivation { function, gating, bias };
         self.kernels.linear.run_activated(&self.gpu, check, shape, operands, activation)
-    }
-
-    fn mix_experts(
-        &mut self,
-        _input: &Tensor,
-        _products: &Tensor,
-        _mixture: &Mixture<'_, Tensor>,
-        _out: &mut Tensor,
-        _rows: usize,
-    ) -> BackendResult<()> {
-        self.checker("mix_experts").fail("mixtures of experts have no kernels".to_owned())
     }
 
     fn logits(&mut self, hidden: &Tensor, head: &Head<'_, Tensor>, out: &mut Tensor) -> BackendResult<()> {
