@@ -105,7 +105,8 @@ fn crowded_batches(random: &mut Random) -> Vec<Batch> {
         blocks: if slot == 40 { (40..48).collect() } else { vec![slot] },
     };
     let prompts: Vec<BatchRow> = (0..40).map(|slot| row(slot, 9, 0)).collect();
-    let mixed: Vec<BatchRow> = (0..40).map(|slot| row(slot, 1, 9)).chain([row(40, 230, 0)]).collect();
+    let mut mixed: Vec<BatchRow> = (0..40).map(|slot| row(slot, 1, 9)).collect();
+    mixed.push(row(40, 230, 0));
     let decodes: Vec<BatchRow> = (0..40).map(|slot| row(slot, 1, 10)).collect();
     let all = |rows: &[BatchRow]| (0..rows.len() as u32).collect::<Vec<_>>();
     [prompts, mixed, decodes].map(|rows| batch(&rows, &all(&rows))).into()
