@@ -18,7 +18,7 @@ use crate::quant;
 const CHUNK_BYTES: usize = 8 << 20;
 /// Tensors that checkpoints carry and nobody needs, by the end of their names: precomputed RoPE frequencies,
 /// causal masks, and GGUF's frequency factors, which are part of the spec.
-const HARMLESS_SUFFIXES: [&str; 7] = [
+const HARMLESS_SUFFIXES: [&str; 9] = [
     ".rotary_emb.inv_freq",
     ".rotary_pos_emb.inv_freq",
     ".attn.bias",
@@ -26,7 +26,12 @@ const HARMLESS_SUFFIXES: [&str; 7] = [
     ".attention.bias",
     ".attention.masked_bias",
     "rope_freqs.weight",
+    "rope_factors_long.weight",
+    "rope_factors_short.weight",
 ];
+/// Tensors of models that see images too, by the start of their names: only text goes through the decoder.
+const VISION_PREFIXES: [&str; 4] =
+    ["vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."];
 
 /// Loads the weights of a validated spec from `checkpoint` into `backend`, matrices in `dtype`, norms and biases
 /// in f32.
@@ -98,7 +103,10 @@ fn check_tensors(spec: &ModelSpec, plan: &Weights<Source>, table: &TensorTable) 
         tied_head.is_some_and(|head| name == head.weight)
             && table.get(name).is_some_and(|info| info.shape == [spec.vocab_size, spec.hidden_size])
     };
-    let is_harmless = |name: &str| HARMLESS_SUFFIXES.iter().any(|suffix| name.ends_with(suffix));
+    let is_harmless = |name: &str| {
+        HARMLESS_SUFFIXES.iter().any(|suffix| name.ends_with(suffix))
+            || VISION_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    };
     let leftovers: Vec<&str> = table
         .names()
         .filter(|&name| !expected_names.contains(name) && !is_tied_head(name) && !is_harmless(name))

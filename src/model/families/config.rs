@@ -1,25 +1,46 @@
-//! Checked reading of a `config.json`, and what its families share: RoPE parameters.
+//! Checked reading of a `config.json`.
 
 use serde_json::{Map, Value};
 
+use crate::format::Checkpoint;
 use crate::model::error::{ModelError, ModelResult};
-use crate::model::spec::RopeScaling;
+use crate::model::spec::{Activation, OutputHead};
 
-/// An object of a `config.json`. Getters treat null as absent, and name the field in errors.
-pub(super) struct Config {
+/// An object of a `config.json`. Getters treat null as absent unless they say otherwise, and name the field in
+/// errors.
+pub(super) struct Config<'a> {
     /// What stands before field names in errors: empty, or `rope_scaling.`.
     prefix: String,
     fields: Map<String, Value>,
+    /// Where the file was found.
+    checkpoint: &'a Checkpoint,
 }
 
-impl Config {
-    pub(super) fn parse(bytes: &[u8]) -> ModelResult<Self> {
+impl<'a> Config<'a> {
+    pub(super) fn parse(bytes: &[u8], checkpoint: &'a Checkpoint) -> ModelResult<Self> {
         let fields =
             serde_json::from_slice(bytes).map_err(|error| ModelError::invalid("JSON", error.to_string()))?;
-        Ok(Self { prefix: String::new(), fields })
+        Ok(Self { prefix: String::new(), fields, checkpoint })
     }
 
-    fn name(&self, field: &str) -> String {
+    /// The same with values for fields that are absent.
+    pub(super) fn with_defaults(&self, defaults: &[(&str, usize)]) -> Self {
+        let mut fields = self.fields.clone();
+        for &(field, value) in defaults {
+            fields.entry(field).or_insert_with(|| value.into());
+        }
+        Self { prefix: self.prefix.clone(), fields, checkpoint: self.checkpoint }
+    }
+
+    /// The first of `prefixes` under which the checkpoint has a tensor `name`, else the first: models are published
+    /// with and without the prefix of a wrapper.
+    pub(super) fn find_prefix<'p>(&self, prefixes: &[&'p str], name: &str) -> &'p str {
+        let is_there = |prefix: &&&str| self.checkpoint.tensor(&format!("{prefix}{name}")).is_some();
+        prefixes.iter().find(is_there).unwrap_or(&prefixes[0])
+    }
+
+    /// A field's name with the objects that it is in.
+    pub(super) fn name(&self, field: &str) -> String {
         format!("{}{field}", self.prefix)
     }
 
@@ -32,13 +53,13 @@ impl Config {
         self.get(field).is_some()
     }
 
-    fn typed<'a, T>(
-        &'a self,
+    fn typed<'v, T>(
+        &'v self,
         field: &str,
         wanted: &str,
-        convert: impl FnOnce(&'a Value) -> Option<T>,
+        convert: impl FnOnce(&'v Value) -> Option<T>,
     ) -> ModelResult<Option<T>> {
-        let convert = |value: &'a Value| {
+        let convert = |value: &'v Value| {
             convert(value).ok_or_else(|| {
                 ModelError::invalid(self.name(field), format!("must be {wanted}, but is {value}"))
             })
@@ -96,115 +117,153 @@ impl Config {
         }
     }
 
-    fn object(&self, field: &str) -> ModelResult<Option<Config>> {
-        let fields = self.typed(field, "an object", Value::as_object)?;
-        Ok(fields.map(|fields| Config { prefix: format!("{}{field}.", self.prefix), fields: fields.clone() }))
+    /// Refuses weights that the file says are quantised.
+    pub(super) fn refuse_quantized(&self) -> ModelResult<()> {
+        const FIELD: &str = "quantization_config";
+        if self.has(FIELD) {
+            return Err(ModelError::unsupported(FIELD, "quantised safetensors are not supported"));
+        }
+        Ok(())
     }
 
-    /// RoPE's base, scaling and the longest context that they support, from `rope_theta` with `rope_scaling`
-    /// or from `rope_parameters`.
-    pub(super) fn rope(&self, default_theta: f64) -> ModelResult<Rope> {
-        let max_positions = self.required_size("max_position_embeddings")?;
-        let parameters = match self.object("rope_scaling")? {
-            Some(parameters) => Some(parameters),
-            None => self.object("rope_parameters")?,
-        };
-        let own_theta =
-            parameters.as_ref().map(|parameters| parameters.number("rope_theta")).transpose()?.flatten();
-        let theta = match own_theta {
-            Some(theta) => theta,
-            None => self.number("rope_theta")?.unwrap_or(default_theta),
-        };
-        match parameters {
-            None => Ok(Rope { theta, scaling: RopeScaling::None, max_positions }),
-            Some(parameters) => {
-                let (scaling, max_positions) = parameters.rope_scaling(max_positions)?;
-                Ok(Rope { theta, scaling, max_positions })
-            }
+    /// Refuses `false`.
+    pub(super) fn require_flag(&self, field: &str) -> ModelResult<()> {
+        match self.bool(field)? {
+            Some(false) => Err(ModelError::unsupported(self.name(field), "false is not supported")),
+            _ => Ok(()),
         }
     }
 
-    /// The scaling that this object describes, and the longest context with it.
-    fn rope_scaling(&self, max_positions: usize) -> ModelResult<(RopeScaling, usize)> {
-        let kind = match self.text("rope_type")? {
-            Some(kind) => kind,
-            None => self.text("type")?.unwrap_or("default"),
-        };
-        let factor = || self.required_number("factor");
-        let original = || -> ModelResult<usize> {
-            Ok(self.size("original_max_position_embeddings")?.unwrap_or(max_positions))
-        };
-        match kind {
-            "default" => Ok((RopeScaling::None, max_positions)),
-            "linear" => {
-                let factor = factor()?;
-                Ok((RopeScaling::Linear { factor }, stretched(max_positions, factor)))
+    /// Refuses a text that is not `wanted`.
+    pub(super) fn require_text(&self, field: &str, wanted: &str) -> ModelResult<()> {
+        match self.text(field)? {
+            Some(text) if text != wanted => {
+                Err(ModelError::unsupported(self.name(field), format!("{text:?} is not supported")))
             }
-            "dynamic" => {
-                let factor = factor()?;
-                let scaling = RopeScaling::DynamicNtk { factor, original_max_positions: max_positions };
-                Ok((scaling, stretched(max_positions, factor)))
-            }
-            "llama3" => {
-                let scaling = RopeScaling::Llama3 {
-                    factor: factor()?,
-                    low_freq_factor: self.required_number("low_freq_factor")?,
-                    high_freq_factor: self.required_number("high_freq_factor")?,
-                    original_max_positions: original()?,
-                };
-                Ok((scaling, max_positions))
-            }
-            "yarn" => {
-                let (factor, original_max_positions) = (factor()?, original()?);
-                let scaling = self.yarn(factor, original_max_positions)?;
-                Ok((scaling, stretched(original_max_positions, factor)))
-            }
-            kind => {
-                Err(ModelError::unsupported(self.name("rope_type"), format!("{kind:?} is not supported")))
-            }
+            _ => Ok(()),
         }
     }
 
-    fn yarn(&self, factor: f64, original_max_positions: usize) -> ModelResult<RopeScaling> {
-        if self.bool("truncate")? == Some(false) {
-            return Err(ModelError::unsupported(self.name("truncate"), "false is not supported"));
-        }
-        let attention_factor = match (self.number("attention_factor")?, self.mscales()?) {
-            (Some(attention_factor), _) => attention_factor,
-            (None, Some((mscale, all_dim))) => {
-                yarn_magnitude(factor, mscale) / yarn_magnitude(factor, all_dim)
-            }
-            (None, None) => yarn_magnitude(factor, 1.0),
-        };
-        Ok(RopeScaling::Yarn {
-            factor,
-            original_max_positions,
-            beta_fast: self.number("beta_fast")?.unwrap_or(32.0),
-            beta_slow: self.number("beta_slow")?.unwrap_or(1.0),
-            attention_factor,
+    pub(super) fn has_text(&self, field: &str) -> bool {
+        self.get(field).is_some_and(Value::is_string)
+    }
+
+    pub(super) fn flag(&self, field: &str, default: bool) -> ModelResult<bool> {
+        Ok(self.bool(field)?.unwrap_or(default))
+    }
+
+    /// An array of text.
+    pub(super) fn texts(&self, field: &str) -> ModelResult<Option<Vec<&str>>> {
+        self.typed(field, "an array of text", |value| value.as_array()?.iter().map(Value::as_str).collect())
+    }
+
+    /// Finite numbers.
+    pub(super) fn numbers(&self, field: &str) -> ModelResult<Option<Vec<f32>>> {
+        self.typed(field, "an array of numbers", |value| {
+            let number = |value: &Value| value.as_f64().map(|number| number as f32).filter(|x| x.is_finite());
+            value.as_array()?.iter().map(number).collect()
         })
     }
 
-    /// `mscale` and `mscale_all_dim`, where both are there and not 0.
-    fn mscales(&self) -> ModelResult<Option<(f64, f64)>> {
-        let pair = self.number("mscale")?.zip(self.number("mscale_all_dim")?);
-        Ok(pair.filter(|&(mscale, all_dim)| mscale != 0.0 && all_dim != 0.0))
+    /// An integer of at least 0.
+    pub(super) fn count(&self, field: &str) -> ModelResult<Option<usize>> {
+        self.typed(field, "an integer of at least 0", as_count)
+    }
+
+    /// Integers of at least 0.
+    pub(super) fn counts(&self, field: &str) -> ModelResult<Option<Vec<usize>>> {
+        self.typed(field, "an array of integers of at least 0", |value| {
+            value.as_array()?.iter().map(as_count).collect()
+        })
+    }
+
+    /// The first of several names of a field that is there, else the first.
+    pub(super) fn first_of<'n>(&self, names: &[&'n str]) -> &'n str {
+        names.iter().find(|name| self.has(name)).unwrap_or(&names[0])
+    }
+
+    /// The size under the first of several names that is there.
+    pub(super) fn first_size(&self, names: &[&str]) -> ModelResult<usize> {
+        let size = self.size(self.first_of(names))?;
+        size.ok_or_else(|| ModelError::invalid(self.name(&names.join(" or ")), "is missing"))
+    }
+
+    /// A size that is at most `max`.
+    pub(super) fn bounded_size(&self, field: &str, default: usize, max: usize) -> ModelResult<usize> {
+        match self.size(field)? {
+            Some(size) if size > max => {
+                Err(ModelError::invalid(self.name(field), format!("{size} is above {max}")))
+            }
+            size => Ok(size.unwrap_or(default)),
+        }
+    }
+
+    /// A size where null means none and absence means `default`.
+    pub(super) fn size_unless_null(&self, field: &str, default: usize) -> ModelResult<Option<usize>> {
+        if self.fields.contains_key(field) { self.size(field) } else { Ok(Some(default)) }
+    }
+
+    /// A number where null means none and absence means `default`.
+    pub(super) fn number_unless_null(&self, field: &str, default: f64) -> ModelResult<Option<f64>> {
+        if self.fields.contains_key(field) { self.number(field) } else { Ok(Some(default)) }
+    }
+
+    /// What a norm adds to the variance.
+    pub(super) fn epsilon(&self, field: &str, default: f64) -> ModelResult<f32> {
+        Ok(self.number(field)?.unwrap_or(default) as f32)
+    }
+
+    /// Elements of a head: `head_dim`, else the hidden size by the heads, whose number is under `heads_field`.
+    pub(super) fn head_dim(
+        &self,
+        hidden_size: usize,
+        heads_field: &str,
+        num_heads: usize,
+    ) -> ModelResult<usize> {
+        match self.size("head_dim")? {
+            Some(head_dim) => Ok(head_dim),
+            None if hidden_size.is_multiple_of(num_heads) => Ok(hidden_size / num_heads),
+            None => {
+                let message = format!("{num_heads} does not divide the hidden size {hidden_size}");
+                Err(ModelError::invalid(self.name(heads_field), message))
+            }
+        }
+    }
+
+    /// The head, by `tie_word_embeddings`.
+    pub(super) fn output(&self, is_tied: bool) -> ModelResult<OutputHead> {
+        let is_tied = self.flag("tie_word_embeddings", is_tied)?;
+        Ok(if is_tied { OutputHead::Tied } else { OutputHead::Untied })
+    }
+
+    /// An activation function, by the names that transformers has for them.
+    pub(super) fn activation(&self, field: &str, default: Activation) -> ModelResult<Activation> {
+        match self.text(field)? {
+            None => Ok(default),
+            Some("silu" | "swish") => Ok(Activation::Silu),
+            Some("gelu" | "gelu_python") => Ok(Activation::Gelu),
+            Some("gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" | "gelu_accurate") => {
+                Ok(Activation::GeluTanh)
+            }
+            Some("quick_gelu") => Ok(Activation::QuickGelu),
+            Some("relu") => Ok(Activation::Relu),
+            Some("relu2") => Ok(Activation::ReluSquared),
+            Some(name) => {
+                Err(ModelError::unsupported(self.name(field), format!("{name:?} is not supported")))
+            }
+        }
+    }
+
+    pub(super) fn object(&self, field: &str) -> ModelResult<Option<Self>> {
+        let fields = self.typed(field, "an object", Value::as_object)?;
+        Ok(fields.map(|fields| Config {
+            prefix: format!("{}{field}.", self.prefix),
+            fields: fields.clone(),
+            checkpoint: self.checkpoint,
+        }))
     }
 }
 
-/// What [`Config::rope`] reads.
-pub(super) struct Rope {
-    pub(super) theta: f64,
-    pub(super) scaling: RopeScaling,
-    pub(super) max_positions: usize,
-}
-
-/// YaRN's factor on cosines and sines for a stretch of `factor`.
-pub(super) fn yarn_magnitude(factor: f64, mscale: f64) -> f64 {
-    if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
-}
-
-/// A context of `max_positions` times `factor`; a factor out of range is left to validation.
-pub(super) fn stretched(max_positions: usize, factor: f64) -> usize {
-    (max_positions as f64 * factor.max(1.0)) as usize
+fn as_count(value: &Value) -> Option<usize> {
+    value.as_u64().and_then(|count| usize::try_from(count).ok())
 }

@@ -1,13 +1,37 @@
 //! Families of models: one file each, which turns a checkpoint's own description into a [`ModelSpec`].
 
+mod baichuan;
+mod bloom;
+mod chatglm;
 mod config;
+mod falcon;
+mod gemma;
+mod gemma3;
 mod gguf;
+mod glm;
+mod gpt2;
+mod gpt_bigcode;
+mod gpt_neox;
+mod gptj;
+mod internlm2;
 mod llama;
+mod mistral;
+mod mpt;
+mod olmo;
+mod opt;
+mod parts;
+mod phi;
+mod phi3;
+mod qwen;
+mod qwen_moe;
+mod rope;
+mod stablelm;
+mod starcoder2;
 
 use std::path::Path;
 
 use crate::error::{Error, Result};
-use crate::format::{Checkpoint, GgufFile, read_small_file};
+use crate::format::{Checkpoint, read_small_file};
 use crate::model::error::{ModelError, ModelResult};
 use crate::model::spec::ModelSpec;
 
@@ -15,17 +39,47 @@ use config::Config;
 
 /// A family: the names it goes by, and the functions that describe its models.
 struct Family {
+    /// Name, for people.
+    name: &'static str,
     /// `architectures` entries of `config.json`.
     architectures: &'static [&'static str],
     /// `model_type` of `config.json`, for files without `architectures`.
-    model_type: &'static str,
+    model_types: &'static [&'static str],
     from_config: fn(&Config) -> ModelResult<ModelSpec>,
-    /// `general.architecture` of GGUF files.
-    gguf_architecture: &'static str,
-    from_gguf: fn(&GgufFile) -> Result<ModelSpec>,
 }
 
-const FAMILIES: [Family; 1] = [llama::FAMILY];
+const FAMILIES: [Family; 30] = [
+    llama::FAMILY,
+    llama::DEEPSEEK,
+    mistral::MISTRAL,
+    mistral::MIXTRAL,
+    qwen::QWEN2,
+    qwen::QWEN3,
+    qwen_moe::QWEN2_MOE,
+    qwen_moe::QWEN3_MOE,
+    gemma::GEMMA,
+    gemma::GEMMA2,
+    gemma3::FAMILY,
+    phi::FAMILY,
+    phi3::FAMILY,
+    glm::GLM,
+    glm::GLM4,
+    chatglm::FAMILY,
+    baichuan::FAMILY,
+    internlm2::FAMILY,
+    stablelm::FAMILY,
+    olmo::OLMO,
+    olmo::OLMO2,
+    gpt2::FAMILY,
+    gptj::FAMILY,
+    gpt_neox::FAMILY,
+    gpt_bigcode::FAMILY,
+    starcoder2::FAMILY,
+    falcon::FAMILY,
+    mpt::FAMILY,
+    bloom::FAMILY,
+    opt::FAMILY,
+];
 
 const SPEC_FILE: &str = "model_spec.json";
 const CONFIG_FILE: &str = "config.json";
@@ -35,15 +89,15 @@ const MAX_JSON_BYTES: u64 = 4 << 20;
 /// file's metadata. Code that a `config.json` refers to is never run.
 pub fn load_spec(checkpoint: &Checkpoint) -> Result<ModelSpec> {
     let spec = match checkpoint {
-        Checkpoint::Gguf(file) => from_gguf(file)?,
-        Checkpoint::Directory(directory) => from_directory(directory.path())?,
-        Checkpoint::Random(description) => from_description(description.path())?,
+        Checkpoint::Gguf(file) => gguf::load_spec(file)?,
+        Checkpoint::Directory(directory) => from_directory(directory.path(), checkpoint)?,
+        Checkpoint::Random(description) => from_description(description.path(), checkpoint)?,
     };
     spec.validate().map_err(|error| Error::from(error).context(checkpoint.path().display()))?;
     Ok(spec)
 }
 
-fn from_directory(directory: &Path) -> Result<ModelSpec> {
+fn from_directory(directory: &Path, checkpoint: &Checkpoint) -> Result<ModelSpec> {
     let spec_path = directory.join(SPEC_FILE);
     if spec_path.exists() {
         return parse_spec(&read_small_file(&spec_path, MAX_JSON_BYTES)?)
@@ -51,17 +105,17 @@ fn from_directory(directory: &Path) -> Result<ModelSpec> {
     }
     let config_path = directory.join(CONFIG_FILE);
     let bytes = read_small_file(&config_path, MAX_JSON_BYTES)?;
-    let spec = Config::parse(&bytes).and_then(|config| from_config(&config));
+    let spec = Config::parse(&bytes, checkpoint).and_then(|config| from_config(&config));
     spec.map_err(|error| at(&config_path, error))
 }
 
 /// A file under any name tells by its fields what it is: a spec names its family, a `config.json` does not.
-fn from_description(path: &Path) -> Result<ModelSpec> {
+fn from_description(path: &Path, checkpoint: &Checkpoint) -> Result<ModelSpec> {
     if path.is_dir() {
-        return from_directory(path);
+        return from_directory(path, checkpoint);
     }
     let bytes = read_small_file(path, MAX_JSON_BYTES)?;
-    let spec = Config::parse(&bytes).and_then(|config| match config.has("family") {
+    let spec = Config::parse(&bytes, checkpoint).and_then(|config| match config.has("family") {
         true => parse_spec(&bytes),
         false => from_config(&config),
     });
@@ -73,7 +127,9 @@ fn parse_spec(bytes: &[u8]) -> ModelResult<ModelSpec> {
 }
 
 fn from_config(config: &Config) -> ModelResult<ModelSpec> {
-    (find_by_config(config)?.from_config)(config)
+    let family = find_by_config(config)?;
+    config.refuse_quantized()?;
+    (family.from_config)(config)
 }
 
 fn find_by_config(config: &Config) -> ModelResult<&'static Family> {
@@ -81,24 +137,18 @@ fn find_by_config(config: &Config) -> ModelResult<&'static Family> {
     let model_type = config.text("model_type")?;
     let family = match (architecture, model_type) {
         (Some(name), _) => FAMILIES.iter().find(|family| family.architectures.contains(&name)),
-        (None, Some(name)) => FAMILIES.iter().find(|family| family.model_type == name),
+        (None, Some(name)) => FAMILIES.iter().find(|family| family.model_types.contains(&name)),
         (None, None) => return Err(ModelError::invalid("architectures", "is missing, and so is model_type")),
     };
     family.ok_or_else(|| {
         let name = architecture.or(model_type).unwrap_or_default();
-        ModelError::unsupported("architectures", format!("{name:?} is not supported"))
+        let known: Vec<&str> = FAMILIES.iter().map(|family| family.name).collect();
+        let message = format!(
+            "{name:?} is not known; a {SPEC_FILE} beside it can describe any decoder; known are {}",
+            known.join(", ")
+        );
+        ModelError::unsupported("architectures", message)
     })
-}
-
-fn from_gguf(file: &GgufFile) -> Result<ModelSpec> {
-    const KEY: &str = "general.architecture";
-    let architecture = file.metadata().text(KEY)?;
-    let architecture = architecture.ok_or_else(|| at(file.path(), ModelError::invalid(KEY, "is missing")))?;
-    let family = FAMILIES.iter().find(|family| family.gguf_architecture == architecture);
-    let family = family.ok_or_else(|| {
-        at(file.path(), ModelError::unsupported(KEY, format!("{architecture:?} is not supported")))
-    })?;
-    (family.from_gguf)(file)
 }
 
 /// `error` with the file that it is about.

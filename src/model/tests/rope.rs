@@ -51,9 +51,12 @@ fn supported_contexts_follow_the_scaling() {
         let spec = super::families::spec_with("rope_scaling", scaling).unwrap();
         assert_eq!(spec.max_positions, expected, "{scaling}");
     }
-    let error = super::families::spec_with("rope_scaling", r#"{"type": "su", "factor": 2}"#).unwrap_err();
+    let error = super::families::spec_with("rope_scaling", r#"{"type": "xpos", "factor": 2}"#).unwrap_err();
     assert_eq!(error.status(), Status::ModelUnsupported);
-    assert!(error.message().contains("rope_scaling.rope_type") && error.message().contains("su"), "{error}");
+    assert!(
+        error.message().contains("rope_scaling.rope_type") && error.message().contains("xpos"),
+        "{error}"
+    );
 }
 
 #[test]

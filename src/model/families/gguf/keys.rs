@@ -1,16 +1,17 @@
-//! Checked reading of a GGUF file's model keys, and what its architectures share: weight names and RoPE.
+//! Checked reading of a GGUF file's model keys.
 
 use crate::error::Result;
 use crate::format::{Encoding, GgufFile};
 use crate::model::error::{ModelError, ModelResult};
 use crate::model::families::at;
-use crate::model::families::config::{Rope, stretched, yarn_magnitude};
-use crate::model::spec::{MlpNames, Names, Orientation, QkvNames, RopeScaling, WeightNames};
+use crate::model::families::rope::{Rope, long_rope_magnitude, stretched, yarn_magnitude};
+use crate::model::spec::RopeScaling;
 use crate::quant::decode_f32;
 
-const EMBEDDING: &str = "token_embd.weight";
-const HEAD: &str = "output.weight";
+pub(super) const EMBEDDING: &str = "token_embd.weight";
 const ROPE_FACTORS: &str = "rope_freqs.weight";
+const SHORT_ROPE_FACTORS: &str = "rope_factors_short.weight";
+const LONG_ROPE_FACTORS: &str = "rope_factors_long.weight";
 /// More factors than any head that passes validation needs.
 const MAX_FACTORS_BYTES: u64 = 1 << 16;
 
@@ -37,16 +38,6 @@ impl<'a> Keys<'a> {
         self.check(value.ok_or_else(|| ModelError::invalid(self.name(key), "is missing")))
     }
 
-    /// Refuses a key that is there with another value than 0.
-    pub(super) fn refuse_count(&self, key: &str, what: &str) -> Result<()> {
-        match self.size(key)? {
-            None | Some(0) => Ok(()),
-            Some(_) => {
-                self.check(Err(ModelError::unsupported(self.name(key), format!("{what} is not supported"))))
-            }
-        }
-    }
-
     pub(super) fn size(&self, key: &str) -> Result<Option<usize>> {
         let name = self.name(key);
         let value = self.file.metadata().unsigned(&name)?;
@@ -61,7 +52,7 @@ impl<'a> Keys<'a> {
         self.required(key, value)
     }
 
-    fn number(&self, key: &str) -> Result<Option<f64>> {
+    pub(super) fn number(&self, key: &str) -> Result<Option<f64>> {
         self.file.metadata().float(&self.name(key))
     }
 
@@ -86,13 +77,22 @@ impl<'a> Keys<'a> {
     /// Rows of the embedding table.
     pub(super) fn vocab_size(&self) -> Result<usize> {
         let table = self.file.tensors().get(EMBEDDING);
-        let rows = table.map(|table| table.shape[0]);
+        let rows = table.and_then(|table| table.shape.first().copied());
         self.check(rows.ok_or_else(|| ModelError::invalid(format!("tensor {EMBEDDING:?}"), "is missing")))
     }
 
-    /// Whether the file has an output head of its own.
-    pub(super) fn has_head(&self) -> bool {
-        self.file.tensors().get(HEAD).is_some()
+    pub(super) fn flag(&self, key: &str, default: bool) -> Result<bool> {
+        Ok(self.file.metadata().bool(&self.name(key))?.unwrap_or(default))
+    }
+
+    /// Whether the file has a tensor, of the first layer where there is one for each.
+    pub(super) fn has_tensor(&self, name: &str) -> bool {
+        self.tensor_rows(name).is_some()
+    }
+
+    /// Rows of a tensor, of the first layer where there is one for each.
+    pub(super) fn tensor_rows(&self, name: &str) -> Option<usize> {
+        self.file.tensors().get(&name.replace("{layer}", "0"))?.shape.first().copied()
     }
 
     /// RoPE's base, scaling and the longest context that they support. The file's `context_length` has been
@@ -108,7 +108,10 @@ impl<'a> Keys<'a> {
         let scaling_type = self.name("rope.scaling.type");
         let kind = self.file.metadata().text(&scaling_type)?;
         let mut max_positions = context;
-        let scaling = match (kind, self.rope_factors(rotary_dim)?) {
+        if let Some(scaling) = self.long_rope(rotary_dim, context, original)? {
+            return Ok(Rope { theta, scaling, max_positions, part: None });
+        }
+        let scaling = match (kind, self.rope_factors(ROPE_FACTORS, rotary_dim)?) {
             (None | Some("none" | "linear" | "llama3"), Some(factors)) => {
                 RopeScaling::PerFrequency { factors }
             }
@@ -124,7 +127,7 @@ impl<'a> Keys<'a> {
                 return self.check(Err(ModelError::unsupported(scaling_type, message)));
             }
         };
-        Ok(Rope { theta, scaling, max_positions })
+        Ok(Rope { theta, scaling, max_positions, part: None })
     }
 
     fn yarn(&self, factor: f64, original_max_positions: usize) -> Result<RopeScaling> {
@@ -138,52 +141,39 @@ impl<'a> Keys<'a> {
         })
     }
 
+    /// LongRoPE, where the file has its two lists of divisors.
+    fn long_rope(&self, rotary_dim: usize, context: usize, original: usize) -> Result<Option<RopeScaling>> {
+        let short_factors = self.rope_factors(SHORT_ROPE_FACTORS, rotary_dim)?;
+        let long_factors = self.rope_factors(LONG_ROPE_FACTORS, rotary_dim)?;
+        let Some((short_factors, long_factors)) = short_factors.zip(long_factors) else { return Ok(None) };
+        let attention_factor = match self.number("rope.scaling.attn_factor")? {
+            Some(factor) => factor,
+            None => long_rope_magnitude(context as f64 / original as f64, original),
+        };
+        Ok(Some(RopeScaling::LongRope {
+            short_factors,
+            long_factors,
+            original_max_positions: original,
+            attention_factor,
+        }))
+    }
+
     /// The divisors of the frequencies, where the file has them as a tensor.
-    fn rope_factors(&self, rotary_dim: usize) -> Result<Option<Vec<f32>>> {
+    fn rope_factors(&self, name: &str, rotary_dim: usize) -> Result<Option<Vec<f32>>> {
         let table = self.file.tensors();
-        let Some(info) = table.get(ROPE_FACTORS) else { return Ok(None) };
+        let Some(info) = table.get(name) else { return Ok(None) };
         if info.encoding != Encoding::F32
             || info.shape != [rotary_dim / 2]
             || info.num_bytes > MAX_FACTORS_BYTES
         {
             let message =
                 format!("is {:?} {:?}, but must be F32 [{}]", info.encoding, info.shape, rotary_dim / 2);
-            return self.check(Err(ModelError::invalid(format!("tensor {ROPE_FACTORS:?}"), message)));
+            return self.check(Err(ModelError::invalid(format!("tensor {name:?}"), message)));
         }
         let mut factors = vec![0.0; rotary_dim / 2];
         let mut bytes = vec![0; 4 * factors.len()];
         table.read(info, 0, &mut bytes)?;
         decode_f32(&bytes, &mut factors);
         Ok(Some(factors))
-    }
-}
-
-/// Names of the weights in GGUF files of all architectures.
-pub(super) fn weight_names() -> WeightNames {
-    WeightNames {
-        orientation: Orientation::OutIn,
-        embedding: EMBEDDING.to_owned(),
-        position_embedding: None,
-        embedding_norm: None,
-        attention_norm: Some(Names::weight("blk.{layer}.attn_norm.weight")),
-        qkv: QkvNames::Separate {
-            query: Names::weight("blk.{layer}.attn_q.weight"),
-            key: Names::weight("blk.{layer}.attn_k.weight"),
-            value: Names::weight("blk.{layer}.attn_v.weight"),
-        },
-        query_norm: None,
-        key_norm: None,
-        attention_output: Names::weight("blk.{layer}.attn_output.weight"),
-        post_attention_norm: None,
-        mlp_norm: Some(Names::weight("blk.{layer}.ffn_norm.weight")),
-        mlp: Some(MlpNames::Gated {
-            gate: Names::weight("blk.{layer}.ffn_gate.weight"),
-            up: Names::weight("blk.{layer}.ffn_up.weight"),
-            down: Names::weight("blk.{layer}.ffn_down.weight"),
-        }),
-        experts: None,
-        post_mlp_norm: None,
-        final_norm: Some(Names::weight("output_norm.weight")),
-        head: Some(Names::weight(HEAD)),
     }
 }

@@ -1,0 +1,97 @@
+//! Gemma 3, the text model, alone or out of a checkpoint that sees images too: Gemma 2 without soft caps, with norms
+//! of queries and keys, and with other frequencies in the layers that have a window.
+
+use crate::model::error::{ModelError, ModelResult};
+use crate::model::families::Family;
+use crate::model::families::config::Config;
+use crate::model::families::gemma::{add_outer_norms, describe, query_scale};
+use crate::model::families::parts::{Biases, DEFAULT_THETA, layers_of_type, llama_names, named};
+use crate::model::families::rope::Rope;
+use crate::model::spec::{
+    LayerSet, LocalRope, ModelSpec, NormExtent, Positions, RopePairing, RopeScaling, SlidingWindow,
+};
+
+pub(super) const FAMILY: Family = Family {
+    name: "gemma3",
+    architectures: &["Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"],
+    model_types: &["gemma3_text", "gemma3"],
+    from_config,
+};
+
+/// What the published configurations leave out.
+const DEFAULTS: [(&str, usize); 5] = [
+    ("num_attention_heads", 8),
+    ("num_key_value_heads", 4),
+    ("head_dim", 256),
+    ("vocab_size", 262_208),
+    ("max_position_embeddings", 131_072),
+];
+
+fn from_config(config: &Config) -> ModelResult<ModelSpec> {
+    let text = config.object("text_config")?;
+    let config = &text.as_ref().unwrap_or(config).with_defaults(&DEFAULTS);
+    let mut spec = describe(config, "gemma3")?;
+    let prefix = config
+        .find_prefix(&["model.", "language_model.model.", "model.language_model."], "embed_tokens.weight");
+    let bias = config.flag("attention_bias", false)?;
+    spec.weights = llama_names(prefix, Biases { qkv: bias, attention_output: bias, mlp: false });
+    add_outer_norms(&mut spec, prefix);
+    spec.attention.qk_norm = Some(NormExtent::Head);
+    spec.weights.query_norm = Some(named(format!("{prefix}layers.{{layer}}.self_attn.q_norm"), false));
+    spec.weights.key_norm = Some(named(format!("{prefix}layers.{{layer}}.self_attn.k_norm"), false));
+    spec.heads.scale = query_scale(config)?;
+    spec.attention.score_soft_cap = config.number("attn_logit_softcapping")?.map(|cap| cap as f32);
+    spec.logits.soft_cap = config.number("final_logit_softcapping")?.map(|cap| cap as f32);
+    spec.max_positions = config.required_size("max_position_embeddings")?;
+    let pattern = config.size("sliding_window_pattern")?.unwrap_or(6);
+    let layers = match layers_of_type(config, spec.num_layers, "sliding_attention")? {
+        Some(layers) => layers,
+        None => every_but_last(pattern)?,
+    };
+    // Layers with a window have other frequencies, however far it reaches.
+    let size = config.size("sliding_window")?.unwrap_or(4096);
+    spec.attention.sliding_window = Some(SlidingWindow { size, layers });
+    spec.positions = positions(config, spec.heads.head_dim, spec.max_positions)?;
+    Ok(spec)
+}
+
+/// A pattern of layers of which the last sees everything.
+fn every_but_last(period: usize) -> ModelResult<LayerSet> {
+    const MAX_PERIOD: usize = 1 << 12;
+    if period > MAX_PERIOD {
+        let message = format!("{period} is above {MAX_PERIOD}");
+        return Err(ModelError::invalid("sliding_window_pattern", message));
+    }
+    Ok(LayerSet::Periodic { period, remainders: (0..period - 1).collect() })
+}
+
+/// Frequencies of the layers that see everything, and of those with a window.
+fn positions(config: &Config, head_dim: usize, max_positions: usize) -> ModelResult<Positions> {
+    const GLOBAL_THETA: f64 = 1_000_000.0;
+    let local_theta = config.number("rope_local_base_freq")?.unwrap_or(DEFAULT_THETA);
+    let by_type = match config.object("rope_parameters")? {
+        Some(parameters) => {
+            let (full, local) =
+                (parameters.object("full_attention")?, parameters.object("sliding_attention")?);
+            full.zip(local)
+        }
+        None => None,
+    };
+    let (full, local) = match by_type {
+        Some((full, local)) => {
+            let full = config.rope_in(Some(full), GLOBAL_THETA, max_positions)?;
+            (full, config.rope_in(Some(local), local_theta, max_positions)?)
+        }
+        None => {
+            let local = Rope { theta: local_theta, scaling: RopeScaling::None, max_positions, part: None };
+            (config.rope(GLOBAL_THETA, max_positions)?, local)
+        }
+    };
+    Ok(Positions::Rope {
+        theta: full.theta,
+        rotary_dim: head_dim,
+        pairing: RopePairing::Half,
+        scaling: full.scaling,
+        local: Some(LocalRope { theta: local.theta, scaling: local.scaling }),
+    })
+}

@@ -1,0 +1,75 @@
+//! GPT-2, and what is shaped like GPT-3: Cerebras-GPT. Matrices are stored with inputs as rows.
+
+use crate::model::error::ModelResult;
+use crate::model::families::Family;
+use crate::model::families::config::Config;
+use crate::model::families::parts::{bare_names, named};
+use crate::model::spec::{
+    Activation, AttentionExtras, BlockShape, EmbeddingExtras, Heads, LogitExtras, Mlp, MlpNames, ModelSpec,
+    Norm, NormKind, NormWeight, Orientation, Positions, QkvNames, QkvOrder, WeightNames,
+};
+
+pub(super) const FAMILY: Family =
+    Family { name: "gpt2", architectures: &["GPT2LMHeadModel"], model_types: &["gpt2"], from_config };
+
+fn from_config(config: &Config) -> ModelResult<ModelSpec> {
+    config.refuse_flag("scale_attn_by_inverse_layer_idx")?;
+    let mut spec = describe(config, "gpt2", Activation::GeluTanh)?;
+    spec.weights.orientation = Orientation::InOut;
+    Ok(spec)
+}
+
+/// Describes a model with GPT-2's keys and names, whose matrices lie the usual way and whose heads have keys and
+/// values each.
+pub(super) fn describe(config: &Config, family: &str, activation: Activation) -> ModelResult<ModelSpec> {
+    config.refuse_flag("add_cross_attention")?;
+    let hidden_size = config.required_size("n_embd")?;
+    let num_heads = config.required_size("n_head")?;
+    let head_dim = config.head_dim(hidden_size, "n_head", num_heads)?;
+    let mut heads = Heads::scaled(num_heads, None, head_dim);
+    if !config.flag("scale_attn_weights", true)? {
+        heads.scale = Some(1.0);
+    }
+    Ok(ModelSpec {
+        family: family.to_owned(),
+        num_layers: config.required_size("n_layer")?,
+        hidden_size,
+        intermediate_size: config.size("n_inner")?.unwrap_or(4 * hidden_size),
+        vocab_size: config.required_size("vocab_size")?,
+        max_positions: config.required_size("n_positions")?,
+        embedding: EmbeddingExtras::default(),
+        positions: Positions::Learned { offset: 0 },
+        norm: Norm {
+            kind: NormKind::Layer,
+            epsilon: config.epsilon("layer_norm_epsilon", 1e-5)?,
+            weight: NormWeight::Plain,
+        },
+        block: BlockShape::Sequential,
+        heads,
+        attention: AttentionExtras::default(),
+        mlp: Mlp::Plain { activation: config.activation("activation_function", activation)? },
+        experts: None,
+        output: config.output(true)?,
+        logits: LogitExtras::default(),
+        weights: names(config.find_prefix(&["transformer.", ""], "wte.weight")),
+    })
+}
+
+fn names(prefix: &str) -> WeightNames {
+    let layer = format!("{prefix}h.{{layer}}.");
+    let embedding = format!("{prefix}wte.weight");
+    let qkv = QkvNames::Fused { qkv: named(format!("{layer}attn.c_attn"), true), order: QkvOrder::Blocks };
+    let output = named(format!("{layer}attn.c_proj"), true);
+    WeightNames {
+        position_embedding: Some(format!("{prefix}wpe.weight")),
+        attention_norm: Some(named(format!("{layer}ln_1"), true)),
+        mlp_norm: Some(named(format!("{layer}ln_2"), true)),
+        mlp: Some(MlpNames::Plain {
+            up: named(format!("{layer}mlp.c_fc"), true),
+            down: named(format!("{layer}mlp.c_proj"), true),
+        }),
+        final_norm: Some(named(format!("{prefix}ln_f"), true)),
+        head: Some(named("lm_head", false)),
+        ..bare_names(embedding, qkv, output)
+    }
+}

@@ -1,0 +1,89 @@
+//! MPT: ALiBi, and norms and projections without biases.
+
+use crate::model::error::{ModelError, ModelResult};
+use crate::model::families::Family;
+use crate::model::families::config::Config;
+use crate::model::families::parts::{bare_names, named};
+use crate::model::spec::{
+    Activation, AttentionExtras, BlockShape, EmbeddingExtras, Heads, LogitExtras, Mlp, MlpNames, ModelSpec,
+    Norm, NormKind, NormWeight, Positions, QkvNames, QkvOrder, WeightNames,
+};
+
+pub(super) const FAMILY: Family = Family {
+    name: "mpt",
+    architectures: &["MptForCausalLM", "MPTForCausalLM"],
+    model_types: &["mpt"],
+    from_config,
+};
+
+fn from_config(config: &Config) -> ModelResult<ModelSpec> {
+    config.require_flag("no_bias")?;
+    let attention = config.object("attn_config")?;
+    let attention = attention.as_ref().ok_or_else(|| ModelError::invalid("attn_config", "is missing"))?;
+    attention.require_flag("alibi")?;
+    attention.refuse_flag("qk_ln")?;
+    attention.refuse_flag("prefix_lm")?;
+    attention.require_text("attn_type", "multihead_attention")?;
+    let hidden_size = config.required_size("d_model")?;
+    let num_heads = config.required_size("n_heads")?;
+    let head_dim = config.head_dim(hidden_size, "n_heads", num_heads)?;
+    let mut heads = Heads::scaled(num_heads, None, head_dim);
+    heads.scale = attention.number("softmax_scale")?.map(|scale| scale as f32);
+    Ok(ModelSpec {
+        family: "mpt".to_owned(),
+        num_layers: config.required_size("n_layers")?,
+        hidden_size,
+        intermediate_size: hidden_size * config.bounded_size("expansion_ratio", 4, 1 << 10)?,
+        vocab_size: config.required_size("vocab_size")?,
+        max_positions: config.required_size("max_seq_len")?,
+        embedding: EmbeddingExtras::default(),
+        positions: Positions::Alibi {
+            max_bias: attention.number("alibi_bias_max")?.unwrap_or(8.0) as f32,
+            scale: 1.0,
+        },
+        norm: Norm {
+            kind: NormKind::Layer,
+            epsilon: config.epsilon("layer_norm_epsilon", 1e-5)?,
+            weight: NormWeight::Plain,
+        },
+        block: BlockShape::Sequential,
+        heads,
+        attention: AttentionExtras {
+            qkv_clamp: attention.number("clip_qkv")?.map(|clamp| clamp as f32),
+            ..AttentionExtras::default()
+        },
+        mlp: Mlp::Plain { activation: Activation::Gelu },
+        experts: None,
+        output: config.output(true)?,
+        logits: LogitExtras { scale: logit_scale(config, hidden_size)?, soft_cap: None },
+        weights: names(),
+    })
+}
+
+/// A number, or the text that stands for the inverse root of the width.
+fn logit_scale(config: &Config, hidden_size: usize) -> ModelResult<f32> {
+    const FIELD: &str = "logit_scale";
+    if config.has_text(FIELD) {
+        config.require_text(FIELD, "inv_sqrt_d_model")?;
+        return Ok((1.0 / (hidden_size as f64).sqrt()) as f32);
+    }
+    Ok(config.number(FIELD)?.unwrap_or(1.0) as f32)
+}
+
+fn names() -> WeightNames {
+    let layer = "transformer.blocks.{layer}.";
+    let embedding = "transformer.wte.weight".to_owned();
+    let qkv = QkvNames::Fused { qkv: named(format!("{layer}attn.Wqkv"), false), order: QkvOrder::Blocks };
+    let output = named(format!("{layer}attn.out_proj"), false);
+    WeightNames {
+        attention_norm: Some(named(format!("{layer}norm_1"), false)),
+        mlp_norm: Some(named(format!("{layer}norm_2"), false)),
+        mlp: Some(MlpNames::Plain {
+            up: named(format!("{layer}ffn.up_proj"), false),
+            down: named(format!("{layer}ffn.down_proj"), false),
+        }),
+        final_norm: Some(named("transformer.norm_f", false)),
+        head: Some(named("lm_head", false)),
+        ..bare_names(embedding, qkv, output)
+    }
+}

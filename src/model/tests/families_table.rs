@@ -1,0 +1,115 @@
+//! The README's table of families, made from what the other tests check. With INFLIGHT_REGENERATE=1 in the
+//! environment it is written instead of compared.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use super::families_golden::{CASES, Case};
+use super::gguf_golden;
+use crate::backend::Feature;
+use crate::model::spec::{ModelSpec, Positions};
+
+/// What [`crate::backend::Backend::supports`] denies on CUDA.
+const CUDA_LACKS: [Feature; 4] = [Feature::Alibi, Feature::Window, Feature::ScoreSoftCap, Feature::Experts];
+
+const BEGIN: &str =
+    "<!-- Table of families, written by INFLIGHT_REGENERATE=1 cargo test --lib families_table -->\n";
+const END: &str = "<!-- End of the table -->\n";
+
+/// Models, the checkpoints that stand for them, and the GGUF files.
+type Row = (&'static str, &'static [&'static str], &'static [&'static str]);
+
+const ROWS: [Row; 31] = [
+    ("Llama 1, 2, 3; Code Llama, SmolLM, TinyLlama, Yi", &["llama", "llama_bias"], &[LLAMA_GGUF]),
+    ("DeepSeek LLM and Coder, dense", &["deepseek"], &[]),
+    ("Mistral", &["mistral"], &["mistral"]),
+    ("Mixtral", &["mixtral"], &["mixtral"]),
+    ("Qwen 1.5, 2, 2.5", &["qwen2", "qwen2_window"], &["qwen2"]),
+    ("Qwen 3", &["qwen3"], &["qwen3"]),
+    ("Qwen 1.5 MoE, 2 MoE", &["qwen2_moe"], &["qwen2moe"]),
+    ("Qwen 3 MoE", &["qwen3_moe"], &["qwen3moe"]),
+    ("Gemma 1", &["gemma"], &["gemma"]),
+    ("Gemma 2", &["gemma2"], &["gemma2"]),
+    ("Gemma 3, its text", &["gemma3", "gemma3_multimodal"], &["gemma3"]),
+    ("Phi-1, 1.5, 2", &["phi"], &["phi2"]),
+    ("Phi-3, Phi-4, with LongRoPE", &["phi3", "phi3_long", "phi4_mini"], &["phi3"]),
+    ("GLM-4 (glm, glm4)", &["glm", "glm4"], &[]),
+    ("ChatGLM 2, 3; GLM-4 (chatglm)", &["chatglm"], &[]),
+    ("Baichuan 1, 2 of 7B", &["baichuan_7b", "baichuan2_7b"], &[]),
+    ("Baichuan 1, 2 of 13B", &["baichuan_13b"], &[]),
+    ("InternLM2", &["internlm2"], &[]),
+    ("StableLM, StableLM 2", &["stablelm", "stablelm_parallel"], &[]),
+    ("OLMo 1", &["olmo", "olmo_clip"], &[]),
+    ("OLMo 2", &["olmo2"], &[]),
+    ("GPT-2, Cerebras-GPT", &["gpt2", "gpt2_published", "cerebras_gpt"], &["gpt2"]),
+    ("GPT-J", &["gptj"], &[]),
+    ("GPT-NeoX, Pythia", &["gpt_neox", "gpt_neox_sequential"], &["gptneox"]),
+    ("StarCoder, SantaCoder (gpt_bigcode)", &["gpt_bigcode", "gpt_bigcode_multi_head"], &["starcoder"]),
+    ("StarCoder 2", &["starcoder2"], &["starcoder2"]),
+    ("Falcon 7B, 11B, 40B, 180B", &["falcon_7b", "falcon_11b", "falcon_40b"], &["falcon_7b", "falcon_40b"]),
+    ("Falcon RW", &["falcon_rw"], &[]),
+    ("MPT", &["mpt"], &[]),
+    ("BLOOM", &["bloom"], &["bloom"]),
+    ("OPT, except 350M", &["opt", "opt_published"], &[]),
+];
+
+/// Llama's GGUF file has tests of its own.
+const LLAMA_GGUF: &str = "../llama_tiny_gguf";
+
+/// What a model asks of attention and MLP beyond what every backend does.
+fn needs(spec: &ModelSpec) -> BTreeSet<&'static str> {
+    let attention = &spec.attention;
+    let needs = [
+        ("ALiBi", Feature::Alibi, matches!(spec.positions, Positions::Alibi { .. })),
+        ("the window", Feature::Window, attention.sliding_window.is_some()),
+        ("the soft cap", Feature::ScoreSoftCap, attention.score_soft_cap.is_some()),
+        ("experts", Feature::Experts, spec.experts.is_some()),
+    ];
+    let lacking =
+        needs.into_iter().filter(|(_, feature, is_needed)| *is_needed && CUDA_LACKS.contains(feature));
+    lacking.map(|(name, ..)| name).collect()
+}
+
+fn table() -> String {
+    let mut table = String::from("| Models | CPU | CUDA | GGUF |\n| --- | --- | --- | --- |\n");
+    for (models, cases, gguf) in ROWS {
+        let needs: BTreeSet<&str> =
+            cases.iter().flat_map(|case| needs(&Case::open(case).unwrap().spec)).collect();
+        let cuda = match needs.is_empty() {
+            true => "yes".to_owned(),
+            false => format!("lacks {}", needs.into_iter().collect::<Vec<_>>().join(", ")),
+        };
+        let gguf = if gguf.is_empty() { "" } else { "yes" };
+        writeln!(table, "| {models} | yes | {cuda} | {gguf} |").unwrap();
+    }
+    table
+}
+
+#[test]
+fn every_case_stands_in_a_row() {
+    let mut cases: Vec<&str> = ROWS.iter().flat_map(|(_, cases, _)| cases.iter().copied()).collect();
+    cases.sort_unstable();
+    assert_eq!(cases, CASES);
+    let mut files: Vec<&str> = ROWS.iter().flat_map(|(.., files)| files.iter().copied()).collect();
+    files.retain(|file| *file != LLAMA_GGUF);
+    files.sort_unstable();
+    assert_eq!(files, gguf_golden::CASES);
+}
+
+#[test]
+fn the_readme_has_the_table() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let (before, rest) = text.split_once(BEGIN).expect("the beginning of the table is marked");
+    let (recorded, after) = rest.split_once(END).expect("the end of the table is marked");
+    let table = table();
+    if std::env::var_os("INFLIGHT_REGENERATE").is_some() {
+        std::fs::write(&path, format!("{before}{BEGIN}{table}{END}{after}")).unwrap();
+        return;
+    }
+    assert!(
+        recorded == table,
+        "README.md has another table; INFLIGHT_REGENERATE=1 writes this one:\n{table}"
+    );
+}
