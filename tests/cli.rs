@@ -412,6 +412,19 @@ fn inspect_shows_the_architecture() {
     assert!(text.contains("9 query, 3 key-value, of 64") && text.contains("134.5 million"), "{text}");
 }
 
+#[test]
+fn inspect_shows_every_family() {
+    let families = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/families");
+    for entry in std::fs::read_dir(families).unwrap() {
+        let path = entry.unwrap().path();
+        let inspect = |arguments: &[&str]| run(&[&["inspect", path.to_str().unwrap()], arguments].concat());
+        let spec: Value = inspect(&["--spec"]).json();
+        assert!(serde_json::from_value::<inflight::model::ModelSpec>(spec).is_ok(), "{}", path.display());
+        let text = inspect(&[]).ok();
+        assert!(text.contains("query") && text.contains("vocabulary"), "{}: {text}", path.display());
+    }
+}
+
 /// The first of the prompts that the reference implementation continued.
 fn golden() -> Value {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/smollm2_greedy.json");
