@@ -22,6 +22,9 @@ const TARGETS: [&str; 4] = [
 const HOPPER_TARGET: &str = "arch=compute_90a,code=sm_90a";
 const HOPPER_SUFFIX: &str = "_sm90";
 
+const FLAGS: [&str; 7] =
+    ["-std=c++17", "-O3", "-fatbin", "-Xfatbin", "-compress-all", "--Werror", "all-warnings"];
+
 /// Environment variable with the targets to build other files for instead, separated by spaces, for quick builds.
 const TARGETS_VARIABLE: &str = "INFLIGHT_CUDA_TARGETS";
 
@@ -33,7 +36,10 @@ pub fn build() {
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
     let nvcc = find_nvcc(&root).unwrap_or_else(|| {
-        panic!("nvcc is neither on PATH nor in CUDA_HOME nor in .cache/cuda; run scripts/cuda-toolkit.sh")
+        panic!(
+            "nvcc is neither on PATH nor in CUDA_HOME nor in .cache/cuda; run scripts/cuda-toolkit.sh, or \
+             build without CUDA: --no-default-features"
+        )
     });
     let targets = env::var(TARGETS_VARIABLE).unwrap_or_else(|_| TARGETS.join(" "));
     let sources = kernel_sources(&root.join("kernels"));
@@ -111,7 +117,7 @@ fn kept_path(nvcc: &Path, targets: &str, source: &Path, out: &Path) -> Option<Pa
     let folder = out.ancestors().nth(4)?.join("kernels");
     fs::create_dir_all(&folder).ok()?;
     let mut hasher = DefaultHasher::new();
-    (nvcc, targets, fs::read(source).ok()?).hash(&mut hasher);
+    (nvcc, targets, FLAGS, fs::read(source).ok()?).hash(&mut hasher);
     let mut headers: Vec<PathBuf> =
         fs::read_dir(source.parent()?).ok()?.flatten().map(|e| e.path()).collect();
     headers.retain(|path| path.extension().is_some_and(|extension| extension == "cuh"));
@@ -124,7 +130,7 @@ fn kept_path(nvcc: &Path, targets: &str, source: &Path, out: &Path) -> Option<Pa
 
 fn run_nvcc(nvcc: &Path, targets: &str, source: &Path, made: &Path) {
     let mut command = Command::new(nvcc);
-    command.args(["-std=c++17", "-O3", "-fatbin", "-Xfatbin", "-compress-all", "--Werror", "all-warnings"]);
+    command.args(FLAGS);
     for target in targets.split_whitespace() {
         command.arg("-gencode").arg(target);
     }

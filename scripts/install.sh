@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs the library without CMake: the same prefix as `cmake --install` makes.
 #
-# usage: scripts/install.sh PREFIX [--cuda] [--from FOLDER]
-#   --cuda          build the CUDA backend too; needs nvcc (scripts/cuda-toolkit.sh)
+# usage: scripts/install.sh PREFIX [--no-cuda] [--from FOLDER]
+#   --no-cuda       build without the CUDA backend, for which nvcc is needed (scripts/cuda-toolkit.sh)
 #   --from FOLDER   install the libinflight.so and libinflight.a in FOLDER instead of building them
 #
 # PREFIX gets lib/libinflight.so.0 and its link libinflight.so, lib/libinflight.a, include/, and what pkg-config
@@ -10,13 +10,13 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-usage="usage: scripts/install.sh PREFIX [--cuda] [--from FOLDER]"
+usage="usage: scripts/install.sh PREFIX [--no-cuda] [--from FOLDER]"
 prefix=
 from=
 features=()
 while [ $# -gt 0 ]; do
   case "$1" in
-    --cuda) features=(--features cuda) ;;
+    --no-cuda) features=(--no-default-features) ;;
     --from)
       [ $# -gt 1 ] || die "a folder is missing after --from; $usage"
       from=$2

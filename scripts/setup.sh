@@ -39,6 +39,16 @@ need_pip() {
   python3 -m pip --version >/dev/null 2>&1 || install pip python3-pip
 }
 
+# The kernels' compiler: one that is installed, or NVIDIA's Python packages in .cache/cuda.
+need_nvcc() {
+  if command -v nvcc >/dev/null || [ -x "${CUDA_HOME:-/nowhere}/bin/nvcc" ]; then return; fi
+  compgen -G "$root/.cache/cuda/lib/python3*/site-packages/nvidia/cu13/bin/nvcc" >/dev/null && return
+  need_pip
+  python3 -c 'import ensurepip' 2>/dev/null || install "Python's venv" python3-venv
+  say "fetching nvcc 13.0 with pip (270 MB)"
+  "$root/scripts/cuda-toolkit.sh" >/dev/null || die "nvcc could not be fetched; check the network and run this again"
+}
+
 has_sum() { printf '%s  %s\n' "$2" "$1" | sha256sum --check --status; }
 
 # Fetches the model into a folder of its own beside the final place, and moves it there only when it is whole.
@@ -89,6 +99,7 @@ esac
 
 need_cargo
 need cc gcc libc6-dev
+need_nvcc
 fetch_model
 if [ "${1:-}" = --test ]; then
   need c++ g++

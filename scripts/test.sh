@@ -35,7 +35,7 @@ check() {
 
 cd "$root" || die "cannot enter $root"
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+trap 'rm -f "$log" "$log.bindings"' EXIT
 
 if [ -z "$quick" ]; then
   heading "Setting up"
@@ -61,13 +61,21 @@ if [ -z "$quick" ]; then
   tests --features shuttle --test shuttle
 fi
 
+bindings=(0 passed, 0 failed)
+if [ -z "$quick" ]; then
+  heading "Bindings and packaging"
+  "$root/scripts/test-bindings.sh" 2>&1 | tee "$log.bindings"
+  # One that dies says nothing: then it is one failure.
+  read -ra bindings < <(grep -E '^[0-9]+ passed, [0-9]+ failed$' "$log.bindings" | tail -n 1) || bindings=(0 passed, 1 failed)
+fi
+
 # sum WORD: over the "test result:" lines of all test programs.
 sum() { awk -v word="$1;" '/^test result:/ { for (i = 2; i <= NF; i++) if ($i == word) n += $(i - 1) } END { print n + 0 }' "$log"; }
-num_passed=$(sum passed)
+num_passed=$(($(sum passed) + bindings[0]))
 num_failed_tests=$(sum failed)
 # A program that does not compile or dies has no result line.
 if [ "$status" -ne 0 ] && [ "$num_failed_tests" -eq 0 ]; then num_failed_tests=1; fi
-num_failed=$((num_failed_tests + ${#failed_checks[@]}))
+num_failed=$((num_failed_tests + ${#failed_checks[@]} + bindings[2]))
 
 heading "Not run"
 grep -E '^test .* \.\.\. ignored' "$log" | sed 's/^test /  /'
@@ -78,6 +86,7 @@ if [ -z "${INFLIGHT_SIM_STEPS:-}" ]; then echo "  millions of simulated steps: -
 if [ "$num_failed" -gt 0 ]; then
   heading "Failed"
   for name in "${failed_checks[@]}"; do echo "  $name"; done
+  if [ "${bindings[2]}" -gt 0 ]; then echo "  ${bindings[2]} of the bindings' tests: see above"; fi
   grep -E '^test .* \.\.\. FAILED|^error(\[|:)' "$log" | sort -u | sed 's/^/  /'
 fi
 

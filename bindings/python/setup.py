@@ -26,8 +26,9 @@ def version() -> str:
 def built_library() -> Path:
     folder = os.environ.get("INFLIGHT_PREBUILT")
     if folder is None:
-        features = os.environ.get("INFLIGHT_FEATURES", "")
-        command = ["cargo", "build", "--release", "--locked", "--lib", "--features", features]
+        command = ["cargo", "build", "--release", "--locked", "--lib"]
+        if os.environ.get("INFLIGHT_CUDA") == "0":
+            command.append("--no-default-features")
         subprocess.run(command, cwd=CRATE, check=True)
         folder = str(Path(os.environ.get("CARGO_TARGET_DIR", CRATE / "target")) / "release")
     library = CRATE / folder / "libinflight.so"

@@ -97,6 +97,9 @@ impl Reserved {
             // Launches of a step that is not recorded are too slow to gain anything.
             return if self.step.is_recording { Branching::Whole } else { Branching::Sequential };
         }
+        if std::env::var("NOBRANCH").is_ok() {
+            return Branching::Sequential;
+        }
         match launch.tokens >= MIN_BRANCH_TOKENS && launch.decode_items >= MIN_BRANCH_DECODES {
             true => Branching::BesideDecodes,
             false => Branching::Sequential,
