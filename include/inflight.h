@@ -425,7 +425,7 @@ typedef struct {
     uint64_t kv_cache_bytes;
     /// Hard limit in bytes on weights, KV cache and workspace together, per device; default: none.
     uint64_t memory_limit_bytes;
-    /// Compute threads of the CPU backend; default: one per core.
+    /// Compute threads of the CPU backend, and threads that load weights; default: one per core.
     uint32_t num_threads;
     /// Requests that can be accepted and not yet ended; one more gets IFL_BUSY. Default 4096.
     uint32_t max_queued_requests;

@@ -36,6 +36,7 @@ struct AttentionParams {
 static_assert(sizeof(AttentionParams) == 144, "mirrored in attention.rs");
 
 constexpr float MINUS_INFINITY = -__builtin_huge_valf();
+constexpr float LOG2_E = 1.4426950408889634f;
 
 // A score, times log2(e), bounded by `cap`, likewise, where it is positive: cap * tanh(score / cap).
 __device__ inline float cap_score(float score, float cap) {
@@ -45,6 +46,14 @@ __device__ inline float cap_score(float score, float cap) {
   constexpr float TWO_LOG2_E = 2.8853900817779268f;
   // For large scores the exponential is infinite and the quotient 0.
   return cap - 2.0f * cap / (1.0f + exp2_approximate(TWO_LOG2_E * score / cap));
+}
+
+// A score, times log2(e), of head `head` and a key `distance` tokens before its query, as general attention has it.
+__device__ inline float modify_score(const AttentionParams &params, float score, uint32_t head, int distance) {
+  const float slope = params.alibi_slopes != nullptr ? params.alibi_slopes[head] * LOG2_E : 0.0f;
+  const bool is_near = params.window == 0 || distance < static_cast<int>(params.window);
+  const float modified = cap_score(score, params.soft_cap * LOG2_E) - slope * static_cast<float>(distance);
+  return is_near && score != MINUS_INFINITY ? modified : MINUS_INFINITY;
 }
 
 // Shared-memory rows carry one more 16-byte vector, so that ldmatrix reads 8 rows from different banks.

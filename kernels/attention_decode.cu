@@ -1,11 +1,14 @@
 // Attention of rows with a single query token over the paged cache (FlashDecoding, Dao et al. 2023).
 //
-// attention_decode: one block per work item, key-value head and 16 of the query heads that share it, so that keys
-// and values are read once for the whole group. The host cuts the keys
+// attention_decode: a block takes a work item, a key-value head and 16 of the query heads that share it at a time, so
+// that keys and values are read once for the whole group; a launch has a block for each of these, or fewer that take
+// turns, to leave multiprocessors to other kernels. The host cuts the keys
 // of all rows into items of about equal size, so that long rows spread over many blocks and short ones do not
 // wait for them. Inside a block every warp takes every WARPS-th run of 16 keys through a pipeline of its own,
 // without a barrier, and keeps an online softmax; the warps' results are merged at the end. All 16 rows of the
 // tensor core's tile meet the keys although a group may fill only some of them: reading the keys is what costs.
+//
+// attention_decode_general: the same with a window, a soft cap or slopes. Keys before the window are not read.
 //
 // attention_combine: merges the items of a split row; one block per row and head, one thread per element.
 //
@@ -36,30 +39,64 @@ __device__ inline void load_queries(uint32_t (&queries)[HEAD_DIM / 16][4], const
   }
 }
 
+// What a block does at a time: an item's keys of one key-value head, for up to 16 of the query heads that share it.
+struct Work {
+  DecodeItem item;
+  uint32_t kv_head;
+  uint32_t first_head;
+  int num_heads;
+};
+
+// First of the item's keys that its query sees, rounded down to a multiple of 16.
+template <bool IS_GENERAL>
+__device__ inline uint32_t first_visible(const AttentionParams &params, const DecodeItem &item, uint32_t context_len) {
+  if (!IS_GENERAL || params.window == 0 || context_len <= params.window) {
+    return item.first_key;
+  }
+  return max(item.first_key, (context_len - params.window) / 16 * 16);
+}
+
+// Applies the soft cap, slopes and window to the scores of 16 keys from `first_key` on, which come times log2(e).
+__device__ inline void modify(const AttentionParams &params, float (&scores)[2][4], uint32_t first_key,
+                              uint32_t context_len, uint32_t first_head) {
+  const int lane = threadIdx.x % WARP_THREADS;
+#pragma unroll
+  for (int n = 0; n < 2; n++) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const uint32_t key = first_key + 8 * n + lane % 4 * 2 + i % 2;
+      const uint32_t head = min(first_head + lane / 4 + i / 2 * 8, params.num_heads - 1);
+      scores[n][i] = modify_score(params, scores[n][i], head, static_cast<int>(context_len - 1 - key));
+    }
+  }
+}
+
 // One warp's share of an item: runs `warp`, `warp + WARPS` .. of 16 keys. Keys of earlier steps are on their way
 // before the predecessor has ended, which writes those of this step.
-template <typename T, int HEAD_DIM>
-__device__ inline void run_warp(const AttentionParams &params, const DecodeItem &item, uint32_t kv_head,
-                                const T *heads, int num_heads, uint32_t shared, OnlineSoftmax<HEAD_DIM> &softmax) {
+template <typename T, int HEAD_DIM, bool IS_GENERAL>
+__device__ inline void run_warp(const AttentionParams &params, const Work &work, const T *heads, uint32_t shared,
+                                OnlineSoftmax<HEAD_DIM> &softmax) {
+  const DecodeItem &item = work.item;
   using Shape = DecodeShape<HEAD_DIM>;
   constexpr uint32_t TILE_BYTES = Shape::TILE_ELEMENTS * sizeof(T);
   const int lane = threadIdx.x % WARP_THREADS;
   const int warp = threadIdx.x / WARP_THREADS;
+  const uint32_t context_len = params.arrays.context_lens[item.row];
   const uint32_t *blocks = params.arrays.block_tables + params.arrays.block_starts[item.row];
   const uint32_t stages = shared + warp * Shape::STAGES * 2 * TILE_BYTES;
-  const uint32_t first = item.first_key + warp * 16;
+  const uint32_t first = first_visible<IS_GENERAL>(params, item, context_len) + warp * 16;
   constexpr uint32_t STRIDE = Shape::WARPS * 16;
 
   auto copy = [&](uint32_t run) {
     const uint32_t key = first + run * STRIDE;
     const uint32_t stage = stages + run % Shape::STAGES * 2 * TILE_BYTES;
     if (key < item.end_key) {
-      copy_16_keys<T, HEAD_DIM>(params, blocks, kv_head, key, item.end_key, stage, stage + TILE_BYTES);
+      copy_16_keys<T, HEAD_DIM>(params, blocks, work.kv_head, key, item.end_key, stage, stage + TILE_BYTES);
     }
     // An empty group keeps the count of groups right.
     commit_copies();
   };
-  const uint32_t new_key = params.arrays.context_lens[item.row] - 1;
+  const uint32_t new_key = context_len - 1;
   auto is_old = [&](uint32_t run) { return first + run * STRIDE + 16 <= new_key; };
 #pragma unroll
   for (int run = 0; run < Shape::STAGES - 1; run++) {
@@ -76,7 +113,7 @@ __device__ inline void run_warp(const AttentionParams &params, const DecodeItem 
     }
   }
   uint32_t queries[HEAD_DIM / 16][4];
-  load_queries<T, HEAD_DIM>(queries, heads, num_heads);
+  load_queries<T, HEAD_DIM>(queries, heads, work.num_heads);
   softmax.clear();
   for (uint32_t run = 0; first + run * STRIDE < item.end_key; run++) {
     copy(run + Shape::STAGES - 1);
@@ -95,6 +132,9 @@ __device__ inline void run_warp(const AttentionParams &params, const DecodeItem 
         const uint32_t key = first + run * STRIDE + 8 * n + lane % 4 * 2 + i % 2;
         scores[n][i] = key < item.end_key ? scores[n][i] * params.scale_log2 : MINUS_INFINITY;
       }
+    }
+    if (IS_GENERAL) {
+      modify(params, scores, first + run * STRIDE, context_len, work.first_head);
     }
     softmax.take(scores);
     softmax.template add_values<T>(scores[0], scores[1], keys + TILE_BYTES);
@@ -129,28 +169,22 @@ __device__ inline void store_results(WarpResults<HEAD_DIM> &results, const Onlin
   }
 }
 
-// Factor of a result whose maximum is `maximum` beside others whose largest is `largest`, which is finite.
-__device__ inline float merge_factor(float maximum, float largest) { return exp2_approximate(maximum - largest); }
+// Factor of a result whose maximum is `maximum` beside others whose largest is `largest`, which is finite unless
+// the item lies before the window.
+__device__ inline float merge_factor(float maximum, float largest) {
+  return maximum == MINUS_INFINITY ? 0.0f : exp2_approximate(maximum - largest);
+}
 
-template <typename T, int HEAD_DIM> __device__ inline void attention_decode(const AttentionParams &params) {
+template <typename T, int HEAD_DIM, bool IS_GENERAL>
+__device__ inline void run_work(const AttentionParams &params, const Work &work, unsigned char *shared) {
   using Shape = DecodeShape<HEAD_DIM>;
-  extern __shared__ __align__(16) unsigned char shared[];
   static_assert(sizeof(WarpResults<HEAD_DIM>) <= Shape::SHARED_BYTES, "results reuse the stages");
-  if (blockIdx.x >= params.arrays.header->num_decode_items) {
-    wait_for_predecessor();
-    return;
-  }
-  const DecodeItem item = params.decode_items[blockIdx.x];
-  const uint32_t group = params.num_heads / params.num_kv_heads;
-  const uint32_t kv_head = blockIdx.y;
-  const uint32_t first_head = kv_head * group + blockIdx.z * 16;
-  const int num_heads = min(group - blockIdx.z * 16, 16u);
+  const auto &[item, kv_head, first_head, num_heads] = work;
   const uint64_t token = params.arrays.query_starts[item.row];
   const uint64_t width = static_cast<uint64_t>(params.num_heads + 2 * params.num_kv_heads) * HEAD_DIM;
-
   const T *heads = static_cast<const T *>(params.qkv) + token * width + first_head * HEAD_DIM;
   OnlineSoftmax<HEAD_DIM> softmax;
-  run_warp<T, HEAD_DIM>(params, item, kv_head, heads, num_heads, shared_address(shared), softmax);
+  run_warp<T, HEAD_DIM, IS_GENERAL>(params, work, heads, shared_address(shared), softmax);
   __syncthreads();
   auto &results = *reinterpret_cast<WarpResults<HEAD_DIM> *>(shared);
   store_results(results, softmax);
@@ -185,6 +219,27 @@ template <typename T, int HEAD_DIM> __device__ inline void attention_decode(cons
   }
 }
 
+template <typename T, int HEAD_DIM, bool IS_GENERAL> __device__ inline void attention_decode(const AttentionParams &params) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  const uint32_t group = params.num_heads / params.num_kv_heads;
+  const uint32_t parts = (group + 15) / 16;
+  const uint32_t per_item = params.num_kv_heads * parts;
+  const uint32_t num_works = params.arrays.header->num_decode_items * per_item;
+  if (blockIdx.x >= num_works) {
+    wait_for_predecessor();
+    return;
+  }
+  for (uint32_t index = blockIdx.x; index < num_works; index += gridDim.x) {
+    const uint32_t kv_head = index % per_item / parts;
+    const uint32_t first_of_group = index % parts * 16;
+    run_work<T, HEAD_DIM, IS_GENERAL>(params,
+                                      {params.decode_items[index / per_item], kv_head, kv_head * group + first_of_group,
+                                       min(static_cast<int>(group - first_of_group), 16)},
+                                      shared);
+    __syncthreads();
+  }
+}
+
 template <typename T, int HEAD_DIM> __device__ inline void attention_combine(const AttentionParams &params) {
   wait_for_predecessor();
   start_successor();
@@ -214,7 +269,11 @@ template <typename T, int HEAD_DIM> __device__ inline void attention_combine(con
 #define ATTENTION_DECODE(SUFFIX, T, HEAD_DIM)                                                                    \
   extern "C" __global__ void __launch_bounds__(DecodeShape<HEAD_DIM>::WARPS * WARP_THREADS)                      \
       attention_decode_##SUFFIX(const __grid_constant__ AttentionParams params) {                                \
-    attention_decode<T, HEAD_DIM>(params);                                                                       \
+    attention_decode<T, HEAD_DIM, false>(params);                                                                \
+  }                                                                                                              \
+  extern "C" __global__ void __launch_bounds__(DecodeShape<HEAD_DIM>::WARPS * WARP_THREADS)                      \
+      attention_decode_general_##SUFFIX(const __grid_constant__ AttentionParams params) {                        \
+    attention_decode<T, HEAD_DIM, true>(params);                                                                 \
   }                                                                                                              \
   extern "C" __global__ void __launch_bounds__(HEAD_DIM)                                                         \
       attention_combine_##SUFFIX(const __grid_constant__ AttentionParams params) {                               \

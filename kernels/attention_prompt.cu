@@ -1,7 +1,7 @@
 // Causal attention of rows with several query tokens over the paged cache (FlashAttention 2, Dao 2023).
 //
-// Two blocks per tile of 128 query tokens and query head, 64 tokens each; each of 4 warps owns 16 rows. The block passes the keys
-// that its last row sees in tiles of KEYS, double-buffered in shared memory; scores and exponentials
+// Two blocks per tile of 128 query tokens and query head, 64 tokens each; each of 4 warps owns 16 rows. The block
+// passes the keys that its last row sees in tiles of KEYS, double-buffered in shared memory; scores and exponentials
 // stay in registers. Queries are kept in registers too, except for head size 256, where they are read from
 // shared memory again for every tile.
 //
@@ -81,7 +81,7 @@ __device__ inline void load_queries(uint32_t (&fragment)[4], uint32_t queries, i
 }
 
 // One tile of keys: scores, mask, softmax, values.
-template <typename T, int HEAD_DIM, typename Queries>
+template <typename T, int HEAD_DIM, bool IS_GENERAL, typename Queries>
 __device__ inline void run_tile(const AttentionParams &params, const uint32_t (&positions)[2], uint32_t first_key,
                                 bool is_masked, const Queries &queries, uint32_t keys,
                                 OnlineSoftmax<HEAD_DIM> &softmax) {
@@ -104,6 +104,9 @@ __device__ inline void run_tile(const AttentionParams &params, const uint32_t (&
       const uint32_t key = first_key + 8 * n + threadIdx.x % 4 * 2 + i % 2;
       const bool is_visible = !is_masked || key <= positions[i / 2];
       scores[n][i] = is_visible ? scores[n][i] * params.scale_log2 : MINUS_INFINITY;
+      if (IS_GENERAL) {
+        scores[n][i] = modify_score(params, scores[n][i], blockIdx.y, static_cast<int>(positions[i / 2] - key));
+      }
     }
   }
   softmax.take(scores);
@@ -134,7 +137,14 @@ __device__ inline void store_rows(const AttentionParams &params, const Tile &til
   }
 }
 
-template <typename T, int HEAD_DIM> __device__ inline void attention_prompt(const AttentionParams &params) {
+// First tile of keys that the tile's first query sees some of.
+template <int KEYS> __device__ inline uint32_t first_visible(const AttentionParams &params, const Tile &tile) {
+  const bool is_cut = params.window > 0 && tile.first_position + 1 > params.window;
+  return is_cut ? (tile.first_position + 1 - params.window) / KEYS * KEYS : 0;
+}
+
+template <typename T, int HEAD_DIM, bool IS_GENERAL>
+__device__ inline void attention_prompt(const AttentionParams &params) {
   using Shape = PromptShape<HEAD_DIM>;
   extern __shared__ __align__(16) unsigned char shared[];
   if (blockIdx.x / 2 >= params.arrays.header->num_prompt_tiles) {
@@ -151,7 +161,8 @@ template <typename T, int HEAD_DIM> __device__ inline void attention_prompt(cons
   constexpr uint32_t STAGE_BYTES = 2 * Shape::TILE_BYTES;
 
   copy_queries<T, HEAD_DIM>(params, tile, queries);
-  copy_keys<T, HEAD_DIM>(params, blocks, 0, end_key, stages);
+  const uint32_t start_key = IS_GENERAL ? first_visible<Shape::KEYS>(params, tile) : 0;
+  copy_keys<T, HEAD_DIM>(params, blocks, start_key, end_key, stages);
 
   const int lane = threadIdx.x % WARP_THREADS;
   uint32_t positions[2];
@@ -183,12 +194,13 @@ template <typename T, int HEAD_DIM> __device__ inline void attention_prompt(cons
   };
 
   uint32_t stage = 0;
-  for (uint32_t first_key = 0; first_key < end_key; first_key += Shape::KEYS, stage ^= 1) {
+  for (uint32_t first_key = start_key; first_key < end_key; first_key += Shape::KEYS, stage ^= 1) {
     if (first_key + Shape::KEYS < end_key) {
       copy_keys<T, HEAD_DIM>(params, blocks, first_key + Shape::KEYS, end_key, stages + (stage ^ 1) * STAGE_BYTES);
     }
     const bool is_masked = first_key + Shape::KEYS > tile.first_position + 1;
-    run_tile<T, HEAD_DIM>(params, positions, first_key, is_masked, fragments, stages + stage * STAGE_BYTES, softmax);
+    run_tile<T, HEAD_DIM, IS_GENERAL>(params, positions, first_key, is_masked, fragments,
+                                      stages + stage * STAGE_BYTES, softmax);
     wait_copies<0>();
     __syncthreads();
   }
@@ -198,7 +210,11 @@ template <typename T, int HEAD_DIM> __device__ inline void attention_prompt(cons
 #define ATTENTION_PROMPT(SUFFIX, T, HEAD_DIM)                                                                    \
   extern "C" __global__ void __launch_bounds__(WARPS *WARP_THREADS)                                              \
       attention_prompt_##SUFFIX(const __grid_constant__ AttentionParams params) {                                \
-    attention_prompt<T, HEAD_DIM>(params);                                                                       \
+    attention_prompt<T, HEAD_DIM, false>(params);                                                                \
+  }                                                                                                              \
+  extern "C" __global__ void __launch_bounds__(WARPS *WARP_THREADS)                                              \
+      attention_prompt_general_##SUFFIX(const __grid_constant__ AttentionParams params) {                        \
+    attention_prompt<T, HEAD_DIM, true>(params);                                                                 \
   }
 
 ATTENTION_PROMPT(bf16_64, __nv_bfloat16, 64)

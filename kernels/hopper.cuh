@@ -17,6 +17,33 @@ struct alignas(128) TensorMap {
 };
 static_assert(sizeof(TensorMap) == 128, "mirrored in driver.rs");
 
+// True in one lane of a converged warp.
+__device__ inline bool elect_lane() {
+  uint32_t is_elected;
+  asm volatile("{\n"
+               ".reg .pred elected;\n"
+               "elect.sync _|elected, 0xffffffff;\n"
+               "selp.u32 %0, 1, 0, elected;\n"
+               "}"
+               : "=r"(is_elected));
+  return is_elected != 0;
+}
+
+__device__ inline void store_shared(uint32_t address, uint4 vector) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(vector.x), "r"(vector.y), "r"(vector.z),
+               "r"(vector.w)
+               : "memory");
+}
+
+__device__ inline uint4 load_shared(uint32_t address) {
+  uint4 vector;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(vector.x), "=r"(vector.y), "=r"(vector.z), "=r"(vector.w)
+               : "r"(address)
+               : "memory");
+  return vector;
+}
+
 // Barriers in shared memory, 8 bytes each.
 
 __device__ inline void init_barrier(uint32_t barrier, uint32_t num_arrivals) {
@@ -35,19 +62,33 @@ __device__ inline void arrive_expecting(uint32_t barrier, uint32_t num_bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(num_bytes) : "memory");
 }
 
+// Whether the phase of this parity is complete, without waiting.
+__device__ inline bool is_complete(uint32_t barrier, uint32_t parity) {
+  uint32_t result;
+  asm volatile("{\n"
+               ".reg .pred complete;\n"
+               "mbarrier.test_wait.parity.shared::cta.b64 complete, [%1], %2;\n"
+               "selp.u32 %0, 1, 0, complete;\n"
+               "}"
+               : "=r"(result)
+               : "r"(barrier), "r"(parity)
+               : "memory");
+  return result != 0;
+}
+
 // Waits until the phase of this parity is complete.
 __device__ inline void wait(uint32_t barrier, uint32_t parity) {
-  uint32_t is_complete;
+  uint32_t result;
   do {
     asm volatile("{\n"
                  ".reg .pred complete;\n"
                  "mbarrier.try_wait.parity.shared::cta.b64 complete, [%1], %2;\n"
                  "selp.u32 %0, 1, 0, complete;\n"
                  "}"
-                 : "=r"(is_complete)
+                 : "=r"(result)
                  : "r"(barrier), "r"(parity)
                  : "memory");
-  } while (is_complete == 0);
+  } while (result == 0);
 }
 
 // Starts copying the box of `map` at (column, row) to `target`; parts outside the tensor become zeros. The bytes
@@ -112,14 +153,6 @@ template <int N> __device__ inline void hold(uint32_t (&registers)[N]) {
 #pragma unroll
   for (int i = 0; i < N; i++) {
     asm volatile("" : "+r"(registers[i])::"memory");
-  }
-}
-
-// Lets nothing that waits start before `value`, which is never negative, is known: the compiler would move waits for
-// products before arithmetic that is meant to run beside them, but moves none across a branch.
-__device__ inline void await_value(float value) {
-  if (value < 0.0f) {
-    __nanosleep(0);
   }
 }
 

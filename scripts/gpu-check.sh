@@ -1,10 +1,16 @@
 #!/usr/bin/env bash
-# Tests the CUDA backend on this machine's first GPU: gpu-check.sh TEST_BINARY [tests|sanitize]...
-# TEST_BINARY is what `cargo test --features cuda --test gpu --no-run` built, here or elsewhere.
+# Tests or measures the CUDA backend on this machine's first GPU: gpu-check.sh BINARY [tests|sanitize|bench]...
+# For tests and sanitize, BINARY is what `cargo test --features cuda --test gpu --no-run` built, here or elsewhere;
+# for bench, the tool: `cargo build --release --features cuda --bin inflight`. What bench prints goes to the folder
+# $OUT too, if that is set, as a JSON file per row of benches/RESULTS.md. It takes:
+#   TRACE     a JSON array of [input, output] lengths for the trace's rows, which are left out without it
+#   REPEATS   runs of each row; default 3
+#   ROWS      rows to run, by the beginning of their names; default: all
 set -uo pipefail
 
 binary=$1
 shift
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 if ! ldconfig -p | grep -q libcublasLt.so; then
   folder=$(python3 -c 'import importlib.util as u; print(next(iter(u.find_spec("nvidia").submodule_search_locations)))')
   LD_LIBRARY_PATH=$(dirname "$(find "$folder" -name 'libcublasLt.so.13' | head -n 1)"):${LD_LIBRARY_PATH:-}
@@ -13,6 +19,51 @@ fi
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 export RUST_TEST_THREADS=1 RUST_BACKTRACE=0
 failed=0
+
+# wants NAME: whether the row is to run.
+wants() {
+  local wanted
+  for wanted in ${ROWS:-$1}; do
+    case $1 in "$wanted"*) return ;; esac
+  done
+  return 1
+}
+
+# row NAME ARGUMENT...: a row of the table, as one JSON object.
+row() {
+  local name=$1
+  shift
+  wants "$name" || return 0
+  echo "== $name"
+  "$binary" bench --device "${DEVICE:-cuda}" --repeats "${REPEATS:-3}" --json "$@" >"$results/$name.json" || failed=1
+  cat "$results/$name.json"
+}
+
+# Rows of one description: a single stream, the trace, a burst.
+shape_rows() {
+  local name=$1 options=(--random-weights "$root/benches/specs/$2" --max-model-len 2048)
+  row "$name-single" "${options[@]}" --single-stream --input-len 128 --output-len 128
+  # As many sequences and tokens in a step as the engine that the table compares with has.
+  options+=(--max-sequences 512 --max-batched-tokens 8192)
+  if [ -n "${TRACE:-}" ]; then
+    row "$name-trace1000" "${options[@]}" --trace "$TRACE" --requests 1000
+  else
+    echo "== $name-trace1000: left out, TRACE names no file"
+  fi
+  row "$name-burst512" "${options[@]}" --requests 512 --input-len 128 --output-len 128
+}
+
+# Creation of an engine whose 16 GB of weights are in the page cache.
+loading_row() {
+  local name=llama-3-8b-creation model
+  wants $name || return 0
+  model=$(mktemp -d)
+  python3 "$root/tools/make_random_llama.py" "$root/benches/specs/llama_3_8b.json" "$model" || failed=1
+  cat "$model/model.safetensors" >/dev/null
+  row $name "$model" --requests 1 --input-len 128 --output-len 2 --max-model-len 2048 --warmup 0
+  rm -r "$model"
+}
+
 for part in "${@:-tests}"; do
   case $part in
   tests)
@@ -32,6 +83,16 @@ for part in "${@:-tests}"; do
         "${tests[@]}" >"/tmp/sanitize_$tool.log" 2>&1 || failed=1
       grep -E "SUMMARY|test result" "/tmp/sanitize_$tool.log"
     done
+    ;;
+  bench)
+    results=${OUT:-$(mktemp -d)}
+    shape_rows gpt-j-6b gpt_j_6b.json
+    shape_rows llama-3-8b llama_3_8b.json
+    loading_row
+    ;;
+  *)
+    echo "${0##*/}: unknown part $part; parts are tests, sanitize and bench" >&2
+    failed=1
     ;;
   esac
 done

@@ -104,7 +104,7 @@ pub struct EngineOptions {
     pub kv_cache_bytes: u64,
     /// Hard limit in bytes on weights, KV cache and workspace together, per device; 0: none.
     pub memory_limit_bytes: u64,
-    /// Compute threads of the CPU backend; 0: one per core.
+    /// Compute threads of the CPU backend, and threads that load weights; 0: one per core.
     pub num_threads: usize,
     /// Requests accepted and not yet ended; one more is [`crate::Status::Busy`].
     pub max_queued_requests: usize,

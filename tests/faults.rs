@@ -16,6 +16,7 @@ use inflight::engine::{EngineFacts, EngineParts, Event, EventKind, FinishReason,
 use inflight::format::Checkpoint;
 use inflight::model::decoder::{Decoder, DecoderConfig};
 use inflight::model::families::load_spec;
+use inflight::model::load::LoadOptions;
 use inflight::token::Tokenizer;
 use inflight::{Engine, EngineOptions, Prompt, Request, Result, Status};
 
@@ -97,7 +98,7 @@ fn engine(scenario: &Scenario, plan: FaultPlan) -> Result<(Engine, Arc<AtomicU64
     };
     let backend = Faulty::new(Cpu::new(1)?, plan);
     let num_calls = backend.num_calls();
-    let decoder = Decoder::load(backend, &spec, &checkpoint, &config, None)?;
+    let decoder = Decoder::load(backend, &spec, &checkpoint, &config, &LoadOptions::default())?;
     let memory = MemoryPlan {
         num_kv_blocks: scenario.num_kv_blocks as u64,
         kv_block_size: 16,

@@ -29,8 +29,8 @@ func modelPath(t *testing.T) string {
 	return path
 }
 
-func TestModel(t *testing.T) {
-	engine := openModel(t, Options{MaxQueuedRequests: 40})
+func TestModelAnswers(t *testing.T) {
+	engine := openModel(t, Options{})
 	greedy := Request{Prompt: User("What is the capital of France?"), MaxTokens: 12, Temperature: Float32(0)}
 	alone := askWell(t, engine, greedy)
 	if !strings.Contains(alone.text, "Paris") {
@@ -69,6 +69,10 @@ func TestModel(t *testing.T) {
 			t.Fatal(first, second)
 		}
 	})
+}
+
+func TestModelIsCancelledAndRefused(t *testing.T) {
+	engine := openModel(t, Options{MaxQueuedRequests: 40})
 	t.Run("cancel and deadline", func(t *testing.T) {
 		long := Request{Prompt: User("Tell a long story."), MaxTokens: 500, IgnoreEOS: true}
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)

@@ -51,12 +51,19 @@ csharp_example() {
   [ $? = 2 ] && [[ $said == *"not a number from 1 to 1000000"* ]] || { echo "$said" && return 1; }
 }
 
+check_csharp_readme() {
+  "$root/tests/readme.sh" "$root/bindings/csharp/README.md" csharp "$work/readme-csharp" &&
+    mcs -nologo -r:"$work/csharp/Inflight.dll" -out:"$work/csharp/Readme.exe" "$work/readme-csharp/1.csharp" || return 1
+  [[ $(INFLIGHT_LIBRARY=$prefix/lib/libinflight.so mono "$work/csharp/Readme.exe") == *sky* ]]
+}
+
 test_csharp() {
   check "C#: what the C compiler says of the header" header_facts
   check "C#: imports for old and new runtimes" same_imports
   check "C#: compile with mcs" compile_csharp
   suite "C#: on Mono" run_csharp_tests mono "$work/csharp/Inflight.Tests.exe"
   check "C#: the generate example" csharp_example
+  check "C#: README" check_csharp_readme
   if command -v dotnet >/dev/null && [ -n "$(dotnet --list-sdks)" ]; then
     suite "C#: with the .NET SDK" run_csharp_tests dotnet run --project "$root/bindings/csharp/tests" \
       -p:InflightLibraryDir="$prefix/lib" --

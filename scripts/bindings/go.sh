@@ -2,6 +2,7 @@
 # shellcheck shell=bash
 
 go_least=1.25
+go_module=github.com/inflight-engine/inflight/bindings/go
 
 setup_go() {
   need cc gcc libc6-dev
@@ -33,10 +34,19 @@ go_lints() {
   (cd "$root/examples/go" && with_library go vet -tags browser ./...)
 }
 
+check_go_readme() {
+  local folder=$work/readme-go
+  "$root/tests/readme.sh" "$root/bindings/go/README.md" go "$folder" || return 1
+  printf 'module readme\n\ngo %s\n\nrequire %s v0.0.0\n\nreplace %s => %s\n' "$go_least" \
+    "$go_module" "$go_module" "$root/bindings/go" >"$folder/go.mod"
+  [[ $(cd "$folder" && with_library go run 1.go) == *sky* ]]
+}
+
 test_go() {
   check "Go: format and lints" go_lints
   suite "Go: the binding, with the race detector" go_tests bindings/go -race ./...
   suite "Go: the binding with the library inside" \
     go_tests bindings/go -tags inflight_static -run 'Example|Streamed|Closed' .
   suite "Go: the generate example" go_tests examples/go ./generate
+  check "Go: README" check_go_readme
 }

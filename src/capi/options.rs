@@ -81,7 +81,7 @@ pub struct ifl_engine_options {
     pub kv_cache_bytes: u64,
     /// Hard limit in bytes on weights, KV cache and workspace together, per device; default: none.
     pub memory_limit_bytes: u64,
-    /// Compute threads of the CPU backend; default: one per core.
+    /// Compute threads of the CPU backend, and threads that load weights; default: one per core.
     pub num_threads: u32,
     /// Requests that can be accepted and not yet ended; one more gets IFL_BUSY. Default 4096.
     pub max_queued_requests: u32,

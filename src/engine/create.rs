@@ -7,7 +7,7 @@ use crate::config::{DTypeChoice, EngineOptions, LogLevel};
 use crate::engine::echo::EchoExecutor;
 use crate::engine::executor::Executor;
 use crate::engine::info::{MemoryPlan, ModelInfo};
-use crate::engine::model::{self, CacheShare, Target};
+use crate::engine::model::{self, Target};
 use crate::engine::scheduler::SchedulerConfig;
 use crate::engine::sync::Arc;
 use crate::error::{Error, Result, Status};
@@ -142,8 +142,7 @@ fn probe_cuda() -> Result<()> {
 
 fn cpu_target(options: &EngineOptions) -> Result<Target<Cpu>> {
     let backend = Cpu::new(options.num_threads)?;
-    let cache_share = CacheShare::HostMemory;
-    Ok(Target { backend, device: "cpu".to_owned(), pipeline_depth: 1, cache_share })
+    Ok(Target { backend, device: "cpu".to_owned(), pipeline_depth: 1, shares_host_memory: true })
 }
 
 #[cfg(feature = "cuda")]
@@ -153,7 +152,7 @@ fn cuda_target(ordinal: u32, options: &EngineOptions) -> Result<Target<crate::ba
     }
     let backend = crate::backend::cuda::Cuda::new(ordinal)?;
     let device = format!("cuda:{ordinal} ({})", backend.device_name());
-    Ok(Target { backend, device, pipeline_depth: 2, cache_share: CacheShare::DeviceMemory })
+    Ok(Target { backend, device, pipeline_depth: 2, shares_host_memory: false })
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -9,6 +9,7 @@ use crate::error::{Error, Result, Status};
 use crate::format::Checkpoint;
 use crate::model::decoder::{Decoder, DecoderConfig};
 use crate::model::families::load_spec;
+use crate::model::load::LoadOptions;
 use crate::model::memory::memory_plan;
 use crate::model::spec::ModelSpec;
 use crate::token::Tokenizer;
@@ -20,28 +21,8 @@ pub(super) struct Target<B> {
     pub(super) device: String,
     /// Steps that may be submitted before the first is collected.
     pub(super) pipeline_depth: usize,
-    /// What the KV cache takes where the options leave it open.
-    pub(super) cache_share: CacheShare,
-}
-
-/// Most of the free memory that the KV cache takes where the options set neither its size nor a limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum CacheShare {
-    /// A quarter: the memory is the host's too, which wants to live.
-    HostMemory,
-    /// What weights and workspace leave of nine tenths: a device's memory is there to be used, but the driver,
-    /// compiled graphs and other processes need some.
-    DeviceMemory,
-}
-
-impl CacheShare {
-    /// Bytes for the cache of `available_bytes` free ones, of which the rest of the engine takes `other_bytes`.
-    fn cache_bytes(self, available_bytes: u64, other_bytes: u64) -> u64 {
-        match self {
-            Self::HostMemory => available_bytes / 4,
-            Self::DeviceMemory => (available_bytes / 10 * 9).saturating_sub(other_bytes),
-        }
-    }
+    /// Whether the device's memory is the host's too.
+    pub(super) shares_host_memory: bool,
 }
 
 /// Loads the model that `options` name onto `target`.
@@ -59,7 +40,8 @@ pub(super) fn load<B: Backend>(target: Target<B>, options: &EngineOptions) -> Re
         let message = format!("{path}: tokenizer: it has {tokens} tokens, but the model's vocabulary {rows}");
         return Err(Error::new(Status::ModelInvalid, message));
     }
-    let decoder = Decoder::load(target.backend, &spec, &checkpoint, &config, options.progress.as_ref())?;
+    let loading = LoadOptions { num_threads: options.num_threads, progress: options.progress.as_ref() };
+    let decoder = Decoder::load(target.backend, &spec, &checkpoint, &config, &loading)?;
     let executor = Box::new(ModelExecutor::new(decoder, target.pipeline_depth));
     let facts = EngineFacts::new(options, tokenizer, spec.vocab_size, memory, target.device);
     Ok(EngineParts { executor, facts })
@@ -121,7 +103,7 @@ impl Sizes {
             full_blocks: (max_model_len.div_ceil(config.kv_block_size) as u64)
                 .saturating_mul(options.max_num_sequences as u64),
             available_bytes,
-            share: target.cache_share,
+            shares_host_memory: target.shares_host_memory,
         };
         let num_kv_blocks = budget.num_blocks(options);
         let config = DecoderConfig { num_kv_blocks: num_kv_blocks as usize, ..config };
@@ -151,10 +133,20 @@ struct CacheBudget {
     full_blocks: u64,
     /// 0 where unknown.
     available_bytes: u64,
-    share: CacheShare,
+    shares_host_memory: bool,
 }
 
 impl CacheBudget {
+    /// Most bytes that the cache takes where the options set neither its size nor a limit. Of memory that is the
+    /// host's too, a quarter: the host wants to live. Of a device's own, what weights and workspace leave of nine
+    /// tenths: it is there to be used, but the driver, compiled graphs and other processes need some.
+    fn default_bytes(&self) -> u64 {
+        match self.shares_host_memory {
+            true => self.available_bytes / 4,
+            false => (self.available_bytes / 10 * 9).saturating_sub(self.other_bytes),
+        }
+    }
+
     /// The blocks asked for, or as many as can be of use within the limit, at least one. Without a limit the
     /// cache takes at most its share of the memory that is free.
     fn num_blocks(&self, options: &EngineOptions) -> u64 {
@@ -164,7 +156,7 @@ impl CacheBudget {
             let left = options.memory_limit_bytes.saturating_sub(self.other_bytes);
             self.full_blocks.min(left / self.block_bytes)
         } else if self.available_bytes > 0 {
-            let left = self.share.cache_bytes(self.available_bytes, self.other_bytes);
+            let left = self.default_bytes();
             self.full_blocks.min(left / self.block_bytes)
         } else {
             self.full_blocks
@@ -200,28 +192,34 @@ mod tests {
         budget.num_blocks(&options)
     }
 
-    fn budget(share: CacheShare, available_bytes: u64) -> CacheBudget {
-        CacheBudget { block_bytes: 10, other_bytes: 400, full_blocks: 80, available_bytes, share }
+    fn budget(shares_host_memory: bool, available_bytes: u64) -> CacheBudget {
+        CacheBudget {
+            block_bytes: 10,
+            other_bytes: 400,
+            full_blocks: 80,
+            available_bytes,
+            shares_host_memory,
+        }
     }
 
     #[test]
     fn a_host_gives_a_quarter_and_a_device_what_is_left_of_most() {
-        let blocks = |share, available| num_blocks(budget(share, available), |_| {});
-        assert_eq!(blocks(CacheShare::HostMemory, 1000), 25);
-        assert_eq!(blocks(CacheShare::DeviceMemory, 1000), 50);
+        let blocks = |is_host, available| num_blocks(budget(is_host, available), |_| {});
+        assert_eq!(blocks(true, 1000), 25);
+        assert_eq!(blocks(false, 1000), 50);
         // No more than is of use, no fewer than one, and everything of use where nothing is known.
-        assert_eq!(blocks(CacheShare::HostMemory, 100_000), 80);
-        assert_eq!(blocks(CacheShare::DeviceMemory, 100_000), 80);
-        assert_eq!(blocks(CacheShare::DeviceMemory, 440), 1);
-        assert_eq!(blocks(CacheShare::DeviceMemory, 0), 80);
+        assert_eq!(blocks(true, 100_000), 80);
+        assert_eq!(blocks(false, 100_000), 80);
+        assert_eq!(blocks(false, 440), 1);
+        assert_eq!(blocks(false, 0), 80);
     }
 
     #[test]
     fn options_come_before_shares() {
-        for share in [CacheShare::HostMemory, CacheShare::DeviceMemory] {
-            assert_eq!(num_blocks(budget(share, 1000), |options| options.kv_cache_bytes = 999), 99);
-            assert_eq!(num_blocks(budget(share, 1000), |options| options.memory_limit_bytes = 725), 32);
-            assert_eq!(num_blocks(budget(share, 1000), |options| options.memory_limit_bytes = 300), 1);
+        for is_host in [true, false] {
+            assert_eq!(num_blocks(budget(is_host, 1000), |options| options.kv_cache_bytes = 999), 99);
+            assert_eq!(num_blocks(budget(is_host, 1000), |options| options.memory_limit_bytes = 725), 32);
+            assert_eq!(num_blocks(budget(is_host, 1000), |options| options.memory_limit_bytes = 300), 1);
         }
     }
 }

@@ -5,10 +5,9 @@ use crate::backend::{
     Mixture, Norm, NormExtent, QkNorm, QkvTransform, Rope, RopePairing, Sampled, Scoring, SharedResult,
     SlotState,
 };
-use crate::config::ProgressCallback;
 use crate::error::Result;
 use crate::format::Checkpoint;
-use crate::model::load;
+use crate::model::load::{self, LoadOptions};
 use crate::model::memory::{self, Activations, BufferShape, ExpertBuffers, MlpBuffers, SharedBuffers};
 use crate::model::rope;
 use crate::model::spec::{self, BlockShape, Experts, LogitExtras, Mlp, ModelSpec, Positions};
@@ -88,12 +87,12 @@ impl<B: Backend> Decoder<B> {
         spec: &ModelSpec,
         checkpoint: &Checkpoint,
         config: &DecoderConfig,
-        progress: Option<&ProgressCallback>,
+        loading: &LoadOptions<'_>,
     ) -> Result<Self> {
         spec.validate()?;
         spec.check_support(&backend)?;
         memory::memory_plan(&backend, spec, config)?;
-        let weights = load::load(&mut backend, spec, checkpoint, config.weight_dtype, progress)?;
+        let weights = load::load(&mut backend, spec, checkpoint, config.weight_dtype, loading)?;
         let rope_tables = load_rope_tables(&mut backend, spec, config)?;
         let kv_cache = backend.alloc_kv_cache(&config.kv_layout(spec))?;
         let activation_dtype = backend.activation_dtype(config.weight_dtype);

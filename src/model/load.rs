@@ -1,21 +1,22 @@
-//! How a checkpoint's tensors get into a backend: checked against the plan, converted, brought into order.
+//! How a checkpoint's tensors get into a backend: checked against the plan, then read and converted by several
+//! threads, while one hands them on.
 
 use std::collections::BTreeSet;
-use std::ops::{ControlFlow, Range};
+use std::convert::Infallible;
+use std::ops::ControlFlow;
 
 use crate::backend::{Backend, DType};
 use crate::config::{Progress, ProgressCallback};
 use crate::error::{Error, Result, Status};
-use crate::format::{Checkpoint, Encoding, TensorInfo, TensorTable};
-use crate::model::convert;
+use crate::format::{Checkpoint, Encoding, TensorTable};
 use crate::model::error::{ModelError, ModelResult};
-use crate::model::random::Generator;
+use crate::model::origin::{Chunk, Origin};
+use crate::model::pipeline;
 use crate::model::spec::{ModelSpec, Orientation, OutputHead};
-use crate::model::weights::{Adjustment, Part, Source, Weights};
-use crate::quant;
+use crate::model::weights::{Part, Source, Weights};
 
-/// Bytes that are converted and handed to the backend at a time.
-const CHUNK_BYTES: usize = 8 << 20;
+/// More threads than this read no faster.
+const DEFAULT_THREADS_MAX: usize = 16;
 /// Tensors that checkpoints carry and nobody needs, by the end of their names: precomputed RoPE frequencies,
 /// causal masks, and GGUF's frequency factors, which are part of the spec.
 const HARMLESS_SUFFIXES: [&str; 9] = [
@@ -33,68 +34,63 @@ const HARMLESS_SUFFIXES: [&str; 9] = [
 const VISION_PREFIXES: [&str; 4] =
     ["vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."];
 
+/// What [`load`] needs beside the model.
+#[derive(Clone, Copy, Default)]
+pub struct LoadOptions<'a> {
+    /// Threads that read and convert, beside the caller's, which hands on; 0: one per core, at most 16.
+    pub num_threads: usize,
+    /// Hears how far loading has come.
+    pub progress: Option<&'a ProgressCallback>,
+}
+
 /// Loads the weights of a validated spec from `checkpoint` into `backend`, matrices in `dtype`, norms and biases
-/// in f32.
+/// in f32. Weights of a [`Checkpoint::Random`] are made up.
 ///
-/// Host memory beside the backend's stays below 3 chunks of 8 MiB (or 3 rows, where a row is longer).
+/// Host memory beside the backend's stays below 3 chunks of 16 MiB (or 3 rows, where a row is longer) and 2 MiB
+/// per thread.
 pub fn load<B: Backend>(
     backend: &mut B,
     spec: &ModelSpec,
     checkpoint: &Checkpoint,
     dtype: DType,
-    progress: Option<&ProgressCallback>,
+    options: &LoadOptions<'_>,
 ) -> Result<Weights<B::Tensor>> {
     let plan = Weights::plan(spec, dtype);
-    if let Checkpoint::Random(description) = checkpoint {
-        return make_up(backend, plan, description.seed(), progress);
-    }
-    let table = checkpoint.weights()?;
-    check_tensors(spec, &plan, table)
-        .map_err(|error| Error::from(error).context(checkpoint.path().display()))?;
-    let (pool, progress) = (thread_pool(8)?, Reporter::start(progress, plan.num_bytes())?);
-    let mut loader = Loader { backend, table, pool, progress, source: Vec::new(), target: Vec::new() };
-    plan.try_map(&mut |source| loader.load(&source))
-}
-
-/// Random parameters instead of a checkpoint's.
-fn make_up<B: Backend>(
-    backend: &mut B,
-    plan: Weights<Source>,
-    seed: u64,
-    progress: Option<&ProgressCallback>,
-) -> Result<Weights<B::Tensor>> {
-    let (pool, mut progress) = (thread_pool(usize::MAX)?, Reporter::start(progress, plan.num_bytes())?);
-    let mut target = Vec::new();
-    plan.try_map(&mut |source| {
-        let generator = Generator::new(seed, &source);
-        let row_bytes = source.columns * source.dtype.size_bytes();
-        let chunk_rows = (CHUNK_BYTES / row_bytes).clamp(1, source.rows);
-        let mut tensor = backend.alloc(source.dtype, source.rows, source.columns)?;
-        for row in (0..source.rows).step_by(chunk_rows) {
-            resize(&mut target, chunk_rows.min(source.rows - row) * row_bytes)?;
-            pool.install(|| generator.fill((row * source.columns) as u64, &mut target));
-            backend.write_rows(&mut tensor, row, &target)?;
-            progress.add(target.len())?;
+    let progress = Reporter::start(options.progress, plan.num_bytes())?;
+    let mut sources = Vec::new();
+    let Ok(places) = plan.try_map(&mut |source| {
+        sources.push(source);
+        Ok::<_, Infallible>(())
+    });
+    let origins = match checkpoint {
+        Checkpoint::Random(description) => Origin::made_up(&sources, description.seed()),
+        Checkpoint::Directory(_) | Checkpoint::Gguf(_) => {
+            let table = checkpoint.weights()?;
+            check_tensors(spec, &sources, table)
+                .map_err(|error| Error::from(error).context(checkpoint.path().display()))?;
+            Origin::in_checkpoint(&sources, table)
         }
-        Ok(tensor)
-    })
+    };
+    let chunks: Vec<Chunk> = origins.iter().flat_map(Origin::chunks).collect();
+    let mut target = Target { backend, sources: &sources, progress, tensors: Vec::new() };
+    let pool = thread_pool(options.num_threads)?;
+    pipeline::run(&pool, &chunks, Chunk::num_bytes, Chunk::fill, |chunk, bytes| target.take(chunk, bytes))?;
+    let mut tensors = target.tensors.into_iter();
+    places.try_map(&mut |()| tensors.next().ok_or_else(|| Error::internal("a parameter has no rows")))
 }
 
-/// One thread per core, at most `num_threads_max`.
-fn thread_pool(num_threads_max: usize) -> Result<rayon::ThreadPool> {
-    let num_threads =
-        std::thread::available_parallelism().map_or(1, |count| count.get().min(num_threads_max));
+fn thread_pool(num_threads: usize) -> Result<rayon::ThreadPool> {
+    let num_cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let num_threads = if num_threads > 0 { num_threads } else { num_cores().min(DEFAULT_THREADS_MAX) };
     rayon::ThreadPoolBuilder::new().num_threads(num_threads).build().map_err(|error| {
         Error::new(Status::OutOfMemory, format!("threads for loading could not be started: {error}"))
     })
 }
 
 /// Compares the checkpoint's tensors with the plan: none missing, none left over, shapes and types right.
-fn check_tensors(spec: &ModelSpec, plan: &Weights<Source>, table: &TensorTable) -> ModelResult<()> {
-    let mut parts: Vec<&Part> = Vec::new();
-    plan.for_each(&mut |source| parts.extend(&source.parts));
+fn check_tensors(spec: &ModelSpec, sources: &[Source], table: &TensorTable) -> ModelResult<()> {
     let mut expected_names = BTreeSet::new();
-    for part in parts {
+    for part in sources.iter().flat_map(|source| &source.parts) {
         check_tensor(part, table)?;
         expected_names.insert(part.tensor.name.as_str());
     }
@@ -171,190 +167,23 @@ impl<'a> Reporter<'a> {
     }
 }
 
-struct Loader<'a, B> {
+/// Where chunks go, in the order of their sources and rows.
+struct Target<'a, B: Backend> {
     backend: &'a mut B,
-    table: &'a TensorTable,
-    pool: rayon::ThreadPool,
+    sources: &'a [Source],
     progress: Reporter<'a>,
-    /// Bytes as the checkpoint has them.
-    source: Vec<u8>,
-    /// Bytes as the backend takes them.
-    target: Vec<u8>,
+    /// Parameters so far; the last may still lack rows.
+    tensors: Vec<B::Tensor>,
 }
 
-impl<B: Backend> Loader<'_, B> {
-    fn load(&mut self, source: &Source) -> Result<B::Tensor> {
-        let mut tensor = self.backend.alloc(source.dtype, source.rows, source.columns)?;
-        let is_vector = source.parts.iter().all(|part| part.tensor.shape.len() == 1);
-        if is_vector {
-            self.load_vector(source, &mut tensor)?;
-            return Ok(tensor);
+impl<B: Backend> Target<'_, B> {
+    fn take(&mut self, chunk: &Chunk<'_>, bytes: &[u8]) -> Result<()> {
+        let source_index = chunk.source_index();
+        if source_index == self.tensors.len() {
+            let source = &self.sources[source_index];
+            self.tensors.push(self.backend.alloc(source.dtype, source.rows, source.columns)?);
         }
-        let mut first_row = 0;
-        for part in &source.parts {
-            for run in &part.runs {
-                match part.orientation {
-                    Orientation::OutIn => self.load_rows(source, part, run, first_row, &mut tensor)?,
-                    Orientation::InOut => self.load_columns(source, part, run, first_row, &mut tensor)?,
-                }
-                first_row += run.len();
-            }
-        }
-        Ok(tensor)
+        self.backend.write_rows(&mut self.tensors[source_index], chunk.first_row(), bytes)?;
+        self.progress.add(bytes.len())
     }
-
-    fn info(&self, part: &Part) -> &TensorInfo {
-        self.table.get(&part.tensor.name).expect("check_tensors found every part")
-    }
-
-    /// Puts the pieces of a vector side by side.
-    fn load_vector(&mut self, source: &Source, tensor: &mut B::Tensor) -> Result<()> {
-        let num_bytes = source.columns * size_of::<f32>();
-        let mut values: Vec<f32> = Vec::new();
-        values.try_reserve_exact(source.columns).map_err(|_| out_of_memory(num_bytes))?;
-        if source.adjustment == Adjustment::Ones {
-            values.resize(source.columns, 1.0);
-        }
-        for part in &source.parts {
-            let info = self.info(part);
-            let (encoding, num_elements) = (info.encoding, part.tensor.shape[0]);
-            let mut bytes = Vec::new();
-            resize(&mut bytes, info.num_bytes as usize)?;
-            self.table.read(info, 0, &mut bytes)?;
-            resize(&mut self.target, num_elements * size_of::<f32>())?;
-            convert::convert(encoding, &bytes, DType::F32, &mut self.target);
-            for run in &part.runs {
-                let bytes = &self.target[run.start * size_of::<f32>()..run.end * size_of::<f32>()];
-                let first = values.len();
-                values.resize(first + run.len(), 0.0);
-                quant::decode_f32(bytes, &mut values[first..]);
-            }
-        }
-        if source.adjustment == Adjustment::OnePlus {
-            values.iter_mut().for_each(|value| *value += 1.0);
-        }
-        resize(&mut self.target, num_bytes)?;
-        quant::encode_f32(&values, &mut self.target);
-        self.backend.write_rows(tensor, 0, &self.target)?;
-        self.progress.add(num_bytes)
-    }
-
-    /// Streams rows `run` of a tensor to the rows of `tensor` from `first_row` on. Tensors of more than two
-    /// dimensions are matrices one under the other.
-    fn load_rows(
-        &mut self,
-        source: &Source,
-        part: &Part,
-        run: &Range<usize>,
-        first_row: usize,
-        tensor: &mut B::Tensor,
-    ) -> Result<()> {
-        let table = self.table;
-        let info = table.get(&part.tensor.name).expect("check_tensors found every part");
-        let source_row_bytes = source.columns / info.encoding.block_len() * info.encoding.block_bytes();
-        let target_row_bytes = source.columns * source.dtype.size_bytes();
-        let largest_row_bytes = source_row_bytes.max(source.columns * size_of::<f32>());
-        let chunk_rows = (CHUNK_BYTES / largest_row_bytes).clamp(1, run.len().max(1));
-        for row in (0..run.len()).step_by(chunk_rows) {
-            let rows = chunk_rows.min(run.len() - row);
-            let start = ((run.start + row) * source_row_bytes) as u64;
-            resize(&mut self.target, rows * target_row_bytes)?;
-            if convert::is_same(info.encoding, source.dtype) && source.adjustment == Adjustment::None {
-                table.read(info, start, &mut self.target)?;
-            } else {
-                resize(&mut self.source, rows * source_row_bytes)?;
-                table.read(info, start, &mut self.source)?;
-                self.convert_rows(info.encoding, source)?;
-            }
-            self.backend.write_rows(tensor, first_row + row, &self.target)?;
-            self.progress.add(self.target.len())?;
-        }
-        Ok(())
-    }
-
-    /// Converts whole rows from one buffer to the other.
-    fn convert_rows(&mut self, encoding: Encoding, source: &Source) -> Result<()> {
-        let Self { pool, source: from, target: to, .. } = self;
-        if source.adjustment != Adjustment::UnitRows {
-            pool.install(|| convert::convert(encoding, from, source.dtype, to));
-            return Ok(());
-        }
-        let num_elements = to.len() / source.dtype.size_bytes();
-        let mut single = Vec::new();
-        resize(&mut single, num_elements * size_of::<f32>())?;
-        pool.install(|| convert::convert(encoding, from, DType::F32, &mut single));
-        single.chunks_exact_mut(source.columns * size_of::<f32>()).for_each(divide_by_length);
-        pool.install(|| convert::convert(Encoding::F32, &single, source.dtype, to));
-        Ok(())
-    }
-
-    /// Transposes columns `run` of a tensor to the rows of `tensor` from `first_row` on, as many at a time as fit
-    /// a chunk.
-    fn load_columns(
-        &mut self,
-        source: &Source,
-        part: &Part,
-        run: &Range<usize>,
-        first_row: usize,
-        tensor: &mut B::Tensor,
-    ) -> Result<()> {
-        let table = self.table;
-        let info = table.get(&part.tensor.name).expect("check_tensors found every part");
-        let (element_bytes, size_bytes) = (info.encoding.block_bytes(), source.dtype.size_bytes());
-        let (depth, stride) = (source.columns, part.tensor.shape[1]);
-        let chunk_rows = (CHUNK_BYTES / (depth * size_of::<f32>())).clamp(1, run.len().max(1));
-        let mut converted = Vec::new();
-        for row in (0..run.len()).step_by(chunk_rows) {
-            let rows = chunk_rows.min(run.len() - row);
-            resize(&mut self.source, depth * rows * element_bytes)?;
-            for (k, piece) in self.source.chunks_exact_mut(rows * element_bytes).enumerate() {
-                let start = (k * stride + run.start + row) * element_bytes;
-                table.read(info, start as u64, piece)?;
-            }
-            resize(&mut converted, depth * rows * size_bytes)?;
-            let from = &self.source;
-            self.pool.install(|| convert::convert(info.encoding, from, source.dtype, &mut converted));
-            resize(&mut self.target, depth * rows * size_bytes)?;
-            transpose(&converted, &mut self.target, rows, size_bytes);
-            self.backend.write_rows(tensor, first_row + row, &self.target)?;
-            self.progress.add(self.target.len())?;
-        }
-        Ok(())
-    }
-}
-
-/// Writes the transpose of `source`, `[_, columns]` elements of `size_bytes`.
-fn transpose(source: &[u8], target: &mut [u8], columns: usize, size_bytes: usize) {
-    let depth = source.len() / (columns * size_bytes);
-    for (column, out) in target.chunks_exact_mut(depth * size_bytes).enumerate() {
-        for (k, element) in out.chunks_exact_mut(size_bytes).enumerate() {
-            let start = (k * columns + column) * size_bytes;
-            element.copy_from_slice(&source[start..start + size_bytes]);
-        }
-    }
-}
-
-/// Divides a row of f32 values by its length; a row of zeros stays.
-fn divide_by_length(row: &mut [u8]) {
-    let values = || row.chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap_or_default()));
-    let length = values().map(|value| f64::from(value).powi(2)).sum::<f64>().sqrt();
-    let factor = if length > 0.0 { 1.0 / length } else { 1.0 };
-    for bytes in row.chunks_exact_mut(4) {
-        let value = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-        bytes.copy_from_slice(&((f64::from(value) * factor) as f32).to_le_bytes());
-    }
-}
-
-fn out_of_memory(num_bytes: usize) -> Error {
-    Error::new(
-        Status::OutOfMemory,
-        format!("{num_bytes} bytes for a chunk of weights could not be allocated"),
-    )
-}
-
-/// Makes `buffer` hold `num_bytes` bytes, of any value.
-fn resize(buffer: &mut Vec<u8>, num_bytes: usize) -> Result<()> {
-    buffer.try_reserve(num_bytes.saturating_sub(buffer.len())).map_err(|_| out_of_memory(num_bytes))?;
-    buffer.resize(num_bytes, 0);
-    Ok(())
 }

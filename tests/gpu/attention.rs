@@ -17,6 +17,8 @@ struct Case {
     rotary_dim: usize,
     pairing: RopePairing,
     block_size: usize,
+    /// Factor on the usual scale of scores.
+    sharpness: f32,
     rows: Vec<Row>,
 }
 
@@ -66,7 +68,7 @@ impl Run {
             num_heads: case.heads.0,
             num_kv_heads: case.heads.1,
             head_dim: case.head_dim,
-            scale: 1.0 / (case.head_dim as f32).sqrt(),
+            scale: case.sharpness / (case.head_dim as f32).sqrt(),
         };
         let is_partial = case.rotary_dim < case.head_dim;
         let bias = random.values(shape.qkv_width(), 1.0);
@@ -196,6 +198,7 @@ fn every_head_size_and_type() {
                     rotary_dim: head_dim,
                     pairing: RopePairing::Half,
                     block_size,
+                    sharpness: 1.0,
                     rows: mixed_rows(),
                 };
                 check(&case, dtype, head_dim as u64);
@@ -213,6 +216,7 @@ fn unusual_groups() {
             rotary_dim: 64,
             pairing: RopePairing::Half,
             block_size: 32,
+            sharpness: 1.0,
             rows: mixed_rows(),
         };
         check(&case, DType::Bf16, heads.0 as u64);
@@ -228,7 +232,10 @@ fn partial_and_interleaved_rotation() {
                 [(256, 64), (80, 20), (64, 64), (64, 2), (96, 6), (80, 80), (128, 32)]
             {
                 let rows = rows.clone();
-                check(&Case { heads: (4, 2), head_dim, rotary_dim, pairing, block_size: 16, rows }, dtype, 9);
+                let heads = (4, 2);
+                let case =
+                    Case { heads, head_dim, rotary_dim, pairing, block_size: 16, sharpness: 1.0, rows };
+                check(&case, dtype, 9);
             }
         }
     }
@@ -246,7 +253,67 @@ fn many_rows_of_skewed_lengths() {
         rotary_dim: 128,
         pairing: RopePairing::Half,
         block_size: 64,
+        sharpness: 1.0,
         rows,
     };
     check(&case, DType::Bf16, 11);
+}
+
+/// Prompts alone, around the sizes of tiles, with heads that come in pairs and heads that do not, and blocks that
+/// divide a tile of keys, hold several boxes of it, or share none with it but 16 tokens.
+#[test]
+fn prompts_of_awkward_lengths() {
+    let rows: Vec<Row> = match is_small() {
+        true => vec![(17, 0), (65, 64), (129, 1)],
+        false => vec![
+            (17, 0),
+            (63, 5),
+            (127, 0),
+            (128, 0),
+            (129, 1),
+            (65, 64),
+            (2, 1023),
+            (130, 77),
+            (257, 300),
+            (700, 0),
+        ],
+    };
+    for (heads, head_dim, block_size) in [
+        ((4, 2), 128, 64),
+        ((3, 3), 128, 16),
+        ((6, 2), 128, 48),
+        ((4, 2), 128, 80),
+        ((2, 1), 128, 256),
+        ((4, 4), 256, 64),
+        ((4, 2), 256, 128),
+        ((3, 1), 256, 32),
+        ((4, 4), 64, 64),
+        ((2, 2), 80, 64),
+        ((4, 2), 96, 64),
+    ] {
+        for dtype in DTYPES {
+            let rows = rows.clone();
+            let pairing = RopePairing::Half;
+            let sharpness = 1.0;
+            let case = Case { heads, head_dim, rotary_dim: head_dim, pairing, block_size, sharpness, rows };
+            check(&case, dtype, (head_dim + block_size) as u64);
+        }
+    }
+}
+
+/// Scores so large that few keys have any weight, and that exponentials relative to the first keys' scores
+/// overflow: running maxima must rise again and again.
+#[test]
+fn sharp_scores() {
+    for (head_dim, heads) in [(128, (4, 2)), (64, (3, 3)), (256, (2, 2))] {
+        for sharpness in [8.0, 30.0] {
+            for dtype in DTYPES {
+                let rows = if is_small() { vec![(66, 130), (1, 200)] } else { vec![(700, 900), (1, 3000)] };
+                let pairing = RopePairing::Half;
+                let case =
+                    Case { heads, head_dim, rotary_dim: head_dim, pairing, block_size: 64, sharpness, rows };
+                check(&case, dtype, head_dim as u64 + sharpness as u64);
+            }
+        }
+    }
 }

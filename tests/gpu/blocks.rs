@@ -7,6 +7,7 @@ use inflight::backend::{Backend, BackendLimits, Batch, DType};
 use inflight::format::Checkpoint;
 use inflight::model::decoder::{Decoder, DecoderConfig};
 use inflight::model::families::load_spec;
+use inflight::model::load::LoadOptions;
 use inflight::model::spec::ModelSpec;
 use inflight::model::weights::Weights;
 use safetensors::tensor::{Dtype, TensorView};
@@ -88,7 +89,7 @@ fn decoder<B: Backend>(backend: B, spec: &ModelSpec, checkpoint: &Checkpoint, dt
         max_model_len: 256,
         limits: BackendLimits { max_tokens: 128, max_slots: 4, vocab_size: VOCAB },
     };
-    let mut decoder = Decoder::load(backend, spec, checkpoint, &config, None).unwrap();
+    let mut decoder = Decoder::load(backend, spec, checkpoint, &config, &LoadOptions::default()).unwrap();
     (0..4).for_each(|slot| decoder.reset_slot(slot, &GREEDY).unwrap());
     decoder
 }
@@ -163,6 +164,11 @@ fn blocks_and_extras_are_the_cpus() {
                 &[],
             ),
         ),
+        (
+            "window and soft cap of scores",
+            changed(&[("attention", json!({"sliding_window": {"size": 20}, "score_soft_cap": 2.0}))], &[]),
+        ),
+        ("linear biases", changed(&[("positions", json!({"kind": "alibi"}))], &[])),
     ];
     for (what, spec) in models {
         check(what, &spec, DType::Bf16);
@@ -193,7 +199,8 @@ fn what_has_no_kernels_is_refused() {
             max_model_len: 64,
             limits: BackendLimits { max_tokens: 8, max_slots: 2, vocab_size: VOCAB },
         };
-        let error = Decoder::load(gpu(), &spec, &checkpoint, &config, None).err().expect(field);
+        let error =
+            Decoder::load(gpu(), &spec, &checkpoint, &config, &LoadOptions::default()).err().expect(field);
         assert!(error.message().starts_with(field), "{error}");
     }
 }

@@ -7,6 +7,7 @@ use inflight::backend::{Backend, BackendLimits, Batch, DType, TOKEN_FROM_SLOT};
 use inflight::format::Checkpoint;
 use inflight::model::decoder::{Decoder, DecoderConfig};
 use inflight::model::families::load_spec;
+use inflight::model::load::LoadOptions;
 use inflight::model::spec::ModelSpec;
 use safetensors::tensor::{Dtype, TensorView};
 
@@ -65,13 +66,14 @@ fn config(dtype: DType) -> DecoderConfig {
         num_kv_blocks: 64,
         kv_block_size: 32,
         max_model_len: 1024,
-        limits: BackendLimits { max_tokens: 512, max_slots: 24, vocab_size: VOCAB },
+        limits: BackendLimits { max_tokens: 512, max_slots: 48, vocab_size: VOCAB },
     }
 }
 
 fn decoder<B: Backend>(backend: B, spec: &ModelSpec, checkpoint: &Checkpoint, dtype: DType) -> Decoder<B> {
-    let mut decoder = Decoder::load(backend, spec, checkpoint, &config(dtype), None).unwrap();
-    for slot in 0..24 {
+    let mut decoder =
+        Decoder::load(backend, spec, checkpoint, &config(dtype), &LoadOptions::default()).unwrap();
+    for slot in 0..48 {
         decoder.reset_slot(slot, &GREEDY).unwrap();
     }
     decoder
@@ -94,11 +96,27 @@ fn batches(random: &mut Random) -> Vec<Batch> {
     ]
 }
 
-fn compare_logits(checkpoint: &Checkpoint, dtype: DType) {
+/// Many short prompts, then their decodes beside a longer prompt.
+fn crowded_batches(random: &mut Random) -> Vec<Batch> {
+    let mut row = |slot: u32, count: usize, past: usize| BatchRow {
+        slot,
+        tokens: (0..count).map(|_| random.below(VOCAB) as u32).collect(),
+        context_len: past + count,
+        blocks: if slot == 40 { (40..48).collect() } else { vec![slot] },
+    };
+    let prompts: Vec<BatchRow> = (0..40).map(|slot| row(slot, 9, 0)).collect();
+    let mut mixed: Vec<BatchRow> = (0..40).map(|slot| row(slot, 1, 9)).collect();
+    mixed.push(row(40, 230, 0));
+    let decodes: Vec<BatchRow> = (0..40).map(|slot| row(slot, 1, 10)).collect();
+    let all = |rows: &[BatchRow]| (0..rows.len() as u32).collect::<Vec<_>>();
+    [prompts, mixed, decodes].map(|rows| batch(&rows, &all(&rows))).into()
+}
+
+fn compare_logits(checkpoint: &Checkpoint, dtype: DType, batches: &[Batch]) {
     let spec = load_spec(checkpoint).unwrap();
     let mut on_cpu = decoder(cpu(), &spec, checkpoint, dtype);
     let mut on_gpu = decoder(gpu(), &spec, checkpoint, dtype);
-    for (step, batch) in batches(&mut Random(11)).iter().enumerate() {
+    for (step, batch) in batches.iter().enumerate() {
         on_cpu.forward(batch).unwrap();
         on_gpu.forward(batch).unwrap();
         let num_sampled = batch.num_sampled();
@@ -115,11 +133,11 @@ fn logits_are_the_cpus() {
     let folder = tempfile::tempdir().unwrap();
     write_checkpoint(folder.path());
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
-    compare_logits(&checkpoint, DType::Bf16);
-    compare_logits(&checkpoint, DType::F16);
+    compare_logits(&checkpoint, DType::Bf16, &batches(&mut Random(11)));
+    compare_logits(&checkpoint, DType::F16, &batches(&mut Random(11)));
 }
 
-/// The block of GPT-J, whose branches run at the same time in recorded steps, with heads of its size.
+/// The block of GPT-J, whose branches run at the same time, with heads of its size.
 #[test]
 fn logits_of_a_parallel_block_are_the_cpus() {
     let mut spec: serde_json::Value =
@@ -134,8 +152,9 @@ fn logits_of_a_parallel_block_are_the_cpus() {
     let path = folder.path().join("spec.json");
     std::fs::write(&path, spec.to_string()).unwrap();
     let checkpoint = Checkpoint::random(&path, 5);
-    compare_logits(&checkpoint, DType::Bf16);
-    compare_logits(&checkpoint, DType::F16);
+    compare_logits(&checkpoint, DType::Bf16, &batches(&mut Random(11)));
+    compare_logits(&checkpoint, DType::F16, &batches(&mut Random(11)));
+    compare_logits(&checkpoint, DType::Bf16, &crowded_batches(&mut Random(14)));
 }
 
 /// Two steps in flight give the tokens of one step at a time: the second reads its tokens on the device.

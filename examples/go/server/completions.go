@@ -11,9 +11,6 @@ import (
 	inflight "github.com/inflight-engine/inflight/bindings/go"
 )
 
-// Tokens of a completion that does not say how many, as in OpenAI's API. Chats go on until they end.
-const defaultCompletionTokens = 16
-
 // job is one HTTP request: some prompts, and some choices of each.
 type job struct {
 	server   *server
@@ -50,19 +47,11 @@ func (u *usage) add(j *job, o output) {
 }
 
 func (s *server) completions(w http.ResponseWriter, r *http.Request) {
-	s.answer(w, r, completionStyle{}, func(p *params) ([]inflight.Prompt, error) {
-		if p.MaxTokens == nil {
-			p.MaxTokens = inflight.Int(defaultCompletionTokens)
-		}
-		return p.prompts()
-	})
+	s.answer(w, r, completionStyle{}, (*params).prompts)
 }
 
 func (s *server) chatCompletions(w http.ResponseWriter, r *http.Request) {
-	s.answer(w, r, chatStyle{}, func(p *params) ([]inflight.Prompt, error) {
-		prompt, err := p.chat()
-		return []inflight.Prompt{prompt}, err
-	})
+	s.answer(w, r, chatStyle{}, (*params).chats)
 }
 
 // answer is all that the two kinds of request share.

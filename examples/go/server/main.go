@@ -11,12 +11,14 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -52,7 +54,7 @@ type config struct {
 func parse(arguments []string) (*config, error) {
 	c := &config{}
 	flags := flag.NewFlagSet("server", flag.ContinueOnError)
-	flags.StringVar(&c.options.Model, "model", "", "model `directory` in Hugging Face layout, or a GGUF file")
+	flags.StringVar(&c.options.Model, "model", "", "`path` of a model directory in Hugging Face layout, or of a GGUF file")
 	flags.StringVar(&c.modelName, "model-name", "", "`name` of the model for clients (default: that of the file)")
 	flags.StringVar(&c.options.Device, "device", "auto", "`device`: auto, cpu, cuda, cuda:0,1, or echo")
 	flags.IntVar(&c.options.MaxNumSequences, "max-num-sequences", 0, "sequences in one step (0: the engine's choice)")
@@ -67,11 +69,19 @@ func parse(arguments []string) (*config, error) {
 	flags.Int64Var(&c.maxBody, "max-body-bytes", 1<<20, "largest request body")
 	flags.DurationVar(&c.timeout, "timeout", 0, "longest time for one request (0: none)")
 	flags.DurationVar(&c.grace, "grace", 10*time.Second, "time that requests in flight get when the server is stopped")
-	if err := flags.Parse(arguments); err != nil {
+	flags.SetOutput(io.Discard)
+	err := flags.Parse(arguments)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		flags.SetOutput(os.Stdout)
+		flags.PrintDefaults()
 		return nil, err
-	}
-	if flags.NArg() > 0 {
+	case err != nil:
+		return nil, fmt.Errorf("%w; see --help", err)
+	case flags.NArg() > 0:
 		return nil, fmt.Errorf("unknown argument %s; see --help", flags.Arg(0))
+	case c.options.Model == "" && !strings.HasPrefix(c.options.Device, "echo"):
+		return nil, errors.New("which model? Give --model; see --help")
 	}
 	if c.apiKey == "" {
 		c.apiKey = os.Getenv("INFLIGHT_API_KEY")

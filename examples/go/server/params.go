@@ -12,10 +12,13 @@ import (
 	inflight "github.com/inflight-engine/inflight/bindings/go"
 )
 
-// Most choices, over all prompts, and most stop strings of one request.
 const (
-	maxChoices     = 128
+	// Most choices of one request, over all its prompts.
+	maxChoices = 128
+	// Most stop strings of one request.
 	maxStopStrings = 16
+	// Tokens of a completion that does not say how many, as in OpenAI's API. Chats go on until they end.
+	defaultCompletionTokens = 16
 )
 
 // params is the body of both kinds of request. Fields that are not listed are ignored, as OpenAI's own servers do;
@@ -181,6 +184,9 @@ func (p *params) prompts() ([]inflight.Prompt, error) {
 	var several []string
 	var severalTokens [][]uint32
 	prompts := []inflight.Prompt{}
+	if p.MaxTokens == nil {
+		p.MaxTokens = inflight.Int(defaultCompletionTokens)
+	}
 	switch {
 	case json.Unmarshal(p.Prompt, &one) == nil && string(p.Prompt) != "null":
 		prompts = append(prompts, inflight.Text(one))
@@ -204,8 +210,8 @@ func (p *params) prompts() ([]inflight.Prompt, error) {
 	return prompts, nil
 }
 
-// chat is the conversation in the form that templates know: with content as one text.
-func (p *params) chat() (inflight.Prompt, error) {
+// chats is the conversation in the form that templates know: with content as one text.
+func (p *params) chats() ([]inflight.Prompt, error) {
 	if len(p.Messages) == 0 {
 		return nil, invalid("messages", "messages must have at least one message")
 	}
@@ -225,7 +231,7 @@ func (p *params) chat() (inflight.Prompt, error) {
 		}
 	}
 	text, err := json.Marshal(p.Messages)
-	return inflight.ChatJSON(text), err
+	return []inflight.Prompt{inflight.ChatJSON(text)}, err
 }
 
 // joinContent makes one text of content that comes in parts.

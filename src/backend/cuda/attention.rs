@@ -4,10 +4,11 @@ use std::f32::consts::LOG2_E;
 
 use super::batch::StepState;
 use super::driver::{DevicePtr, Gpu, Kernel, Launch, Params};
+use super::graph::Crossings;
 use super::modules::{Modules, PerDType};
 use super::prompt_attention::PromptAttention;
-use super::tensor::{Checker, KvCache, Tensor};
-use crate::backend::{AttentionShape, BackendResult};
+use super::tensor::{Checker, KvCache, Tensor, to_u32};
+use crate::backend::{AttentionShape, BackendResult, DType, Scoring};
 
 /// Head sizes that kernels are built for.
 pub(super) const HEAD_DIMS: [usize; 5] = [64, 80, 96, 128, 256];
@@ -40,21 +41,68 @@ const _: () = assert!(size_of::<AttentionParams>() == 144);
 // SAFETY: `repr(C)`, mirrors AttentionParams in attention.cuh.
 unsafe impl Params for AttentionParams {}
 
+/// What scores pass, and where the slopes lie.
+#[derive(Clone, Copy)]
+pub(super) struct DeviceScoring<'a> {
+    pub(super) scoring: &'a Scoring,
+    /// `[num_heads]`, or 0 without ALiBi.
+    pub(super) alibi_slopes: DevicePtr,
+}
+
+impl DeviceScoring<'_> {
+    /// Whether the plain kernels do, which know none of this.
+    pub(super) fn is_plain(&self) -> bool {
+        *self.scoring == Scoring::default()
+    }
+}
+
 /// Arguments of one call.
 pub(super) struct AttentionCall<'a> {
     pub(super) qkv: &'a Tensor,
     pub(super) shape: &'a AttentionShape,
+    pub(super) scoring: DeviceScoring<'a>,
     pub(super) cache: &'a KvCache,
     pub(super) layer: usize,
     pub(super) out: &'a mut Tensor,
     /// Memory for partial results: address and bytes.
     pub(super) scratch: (DevicePtr, u64),
+    /// Where the other branch of a fork starts: when keys are about to be read for decodes.
+    pub(super) branch: Option<&'a Crossings>,
+}
+
+/// Shared memory of a block that no other block of its kernel joins on a multiprocessor.
+const LONE_BLOCK_SHARED_BYTES: u32 = 120 << 10;
+
+/// Multiprocessors that decodes take while the other branch of a fork runs.
+pub(super) fn branch_multiprocessors(gpu: &Gpu) -> usize {
+    let tenths = std::env::var("TENTHS").map_or(30, |v| v.parse().unwrap_or(30));
+    gpu.num_multiprocessors() as usize * tenths / 100
+}
+
+/// A kernel without and with a window, a soft cap or slopes.
+pub(super) struct Variants<P> {
+    plain: PerDType<Kernel<P>>,
+    general: PerDType<Kernel<P>>,
+}
+
+impl<P> Variants<P> {
+    /// Makes both from the part of their names that tells them apart.
+    pub(super) fn try_new<E>(
+        mut make: impl FnMut(&str) -> Result<PerDType<Kernel<P>>, E>,
+    ) -> Result<Self, E> {
+        Ok(Self { plain: make("")?, general: make("general_")? })
+    }
+
+    pub(super) fn get(&self, scoring: &DeviceScoring<'_>, dtype: DType) -> &Kernel<P> {
+        let kernels = if scoring.is_plain() { &self.plain } else { &self.general };
+        kernels.get(dtype)
+    }
 }
 
 /// The kernels of one head size and the launch parameters that they are built with.
 struct HeadKernels {
     head_dim: usize,
-    decode: PerDType<Kernel<AttentionParams>>,
+    decode: Variants<AttentionParams>,
     combine: PerDType<Kernel<AttentionParams>>,
     prompt: PromptAttention,
     decode_threads: u32,
@@ -74,7 +122,7 @@ impl HeadKernels {
         let decode_shared_bytes = (warps * stages * 2 * 16 * row_bytes) as u32;
         let kernels = |name: &str, shared_bytes: u32| {
             PerDType::try_new(|dtype| {
-                let name = format!("attention_{name}_{dtype}_{head_dim}");
+                let name = format!("attention_{name}{dtype}_{head_dim}");
                 let kernel = modules.kernel(gpu, "attention_decode", &name)?;
                 kernel.allow_shared_bytes(gpu, shared_bytes)?;
                 Ok(kernel)
@@ -82,8 +130,10 @@ impl HeadKernels {
         };
         Ok(HeadKernels {
             head_dim,
-            decode: kernels("decode", decode_shared_bytes)?,
-            combine: kernels("combine", 0)?,
+            decode: Variants::try_new(|variant| {
+                kernels(&format!("decode_{variant}"), decode_shared_bytes.max(LONE_BLOCK_SHARED_BYTES))
+            })?,
+            combine: kernels("combine_", 0)?,
             prompt: PromptAttention::new(gpu, modules, head_dim)?,
             decode_threads: (warps * 32) as u32,
             decode_shared_bytes,
@@ -109,7 +159,7 @@ impl Attention {
         step: &StepState,
         call: AttentionCall<'_>,
     ) -> BackendResult<()> {
-        let AttentionCall { qkv, shape, cache, layer, ref out, scratch } = call;
+        let AttentionCall { qkv, shape, scoring, cache, layer, ref out, scratch, branch } = call;
         check.cache(cache, layer, shape)?;
         let layout = *cache.layout();
         step.batch.check_cache(check, &layout)?;
@@ -140,23 +190,35 @@ impl Attention {
             num_kv_heads: shape.num_kv_heads as u32,
             block_size: layout.block_size as u32,
             scale_log2: shape.scale * LOG2_E,
-            alibi_slopes: 0,
-            window: 0,
-            soft_cap: 0.0,
+            alibi_slopes: scoring.alibi_slopes,
+            window: to_u32(check.operation, scoring.scoring.window.unwrap_or(0))?,
+            soft_cap: scoring.scoring.soft_cap.unwrap_or(0.0),
         };
         kernels.prompt.run(gpu, check, launch.prompt_tiles, &call, &params)?;
         let group = shape.num_heads / shape.num_kv_heads;
-        let decode = Launch {
-            grid: [
-                launch.decode_items as u32,
-                shape.num_kv_heads as u32,
-                group.div_ceil(DECODE_HEADS) as u32,
-            ],
-            threads: kernels.decode_threads,
-            shared_bytes: kernels.decode_shared_bytes,
-            overlaps: true,
+        let num_works = launch.decode_items * shape.num_kv_heads * group.div_ceil(DECODE_HEADS);
+        let decode = match branch {
+            // All at once.
+            None => Launch {
+                grid: [num_works as u32, 1, 1],
+                threads: kernels.decode_threads,
+                shared_bytes: kernels.decode_shared_bytes,
+                overlaps: true,
+            },
+            // One block on each of some multiprocessors; the other branch's products have the rest.
+            Some(crossings) => {
+                crossings.fork(gpu)?;
+                let blocks = num_works.min(branch_multiprocessors(gpu));
+                let shared_bytes = kernels.decode_shared_bytes.max(LONE_BLOCK_SHARED_BYTES);
+                Launch {
+                    grid: [blocks as u32, 1, 1],
+                    threads: kernels.decode_threads,
+                    shared_bytes,
+                    overlaps: false,
+                }
+            }
         };
-        gpu.launch(check.operation, kernels.decode.get(layout.dtype), decode, &params)?;
+        gpu.launch(check.operation, kernels.decode.get(&scoring, layout.dtype), decode, &params)?;
         let grid = [launch.split_rows as u32, shape.num_heads as u32, 1];
         let combine = Launch { grid, threads: shape.head_dim as u32, shared_bytes: 0, overlaps: true };
         gpu.launch(check.operation, kernels.combine.get(layout.dtype), combine, &params)

@@ -46,16 +46,25 @@ pub(super) struct Operands {
     pub(super) out: DevicePtr,
 }
 
-/// A handle, its workspace and the algorithms found so far.
+/// What products of one branch of a fork use.
+#[derive(Clone, Copy)]
+struct Lane {
+    description: sys::cublasLtMatmulDesc_t,
+    workspace: DevicePtr,
+}
+
+/// A handle, its workspaces and the algorithms found so far.
 pub(super) struct CublasLt {
     handle: sys::cublasLtHandle_t,
-    description: sys::cublasLtMatmulDesc_t,
+    /// Of the first branch or of no fork at all, and of the second, whose products leave some of the
+    /// multiprocessors to the first.
+    lanes: [Lane; 2],
     preference: sys::cublasLtMatmulPreference_t,
-    workspace: DevicePtr,
     /// Fastest algorithm of each bucket, timed on the first shape that fell into it.
     timed: HashMap<ProductShape, sys::cublasLtMatmulAlgo_t>,
-    /// Algorithm of each shape seen: its bucket's where that takes the shape, else cuBLASLt's first choice.
-    chosen: HashMap<ProductShape, sys::cublasLtMatmulAlgo_t>,
+    /// Algorithm of each shape and lane seen: its bucket's where that takes the shape, else, and always in the
+    /// second lane, cuBLASLt's first choice.
+    chosen: HashMap<(ProductShape, usize), sys::cublasLtMatmulAlgo_t>,
 }
 
 // SAFETY: the handle may be used from any thread, by one at a time.
@@ -84,27 +93,30 @@ impl CublasLt {
         let handle = result::create_handle().map_err(fail)?;
         let mut library = CublasLt {
             handle,
-            description: ptr::null_mut(),
+            lanes: [Lane { description: ptr::null_mut(), workspace: 0 }; 2],
             preference: ptr::null_mut(),
-            workspace: 0,
             timed: HashMap::new(),
             chosen: HashMap::new(),
         };
         let (compute, scale) = (sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, sys::cudaDataType::CUDA_R_32F);
-        library.description = result::create_matmul_desc(compute, scale).map_err(fail)?;
+        for lane in &mut library.lanes {
+            lane.description = result::create_matmul_desc(compute, scale).map_err(fail)?;
+        }
         library.preference = result::create_matmul_pref().map_err(fail)?;
         // CUBLAS_OP_T, which these bindings do not name.
         let transpose = 1i32;
         let workspace_bytes = WORKSPACE_BYTES as usize;
         // SAFETY: both descriptors were just created; the values are read during the calls.
         unsafe {
-            result::set_matmul_desc_attribute(
-                library.description,
-                sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA,
-                ptr::from_ref(&transpose).cast(),
-                size_of_val(&transpose),
-            )
-            .map_err(fail)?;
+            for lane in &library.lanes {
+                result::set_matmul_desc_attribute(
+                    lane.description,
+                    sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA,
+                    ptr::from_ref(&transpose).cast(),
+                    size_of_val(&transpose),
+                )
+                .map_err(fail)?;
+            }
             result::set_matmul_pref_attribute(
                 library.preference,
                 sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
@@ -116,9 +128,27 @@ impl CublasLt {
         Ok(library)
     }
 
-    /// Sets the workspace, [`WORKSPACE_BYTES`] of device memory.
-    pub(super) fn set_workspace(&mut self, workspace: DevicePtr) {
-        self.workspace = workspace;
+    /// Sets the lanes' workspaces, [`WORKSPACE_BYTES`] of device memory each, and the multiprocessors that the
+    /// second lane's products are made for.
+    pub(super) fn reserve(
+        &mut self,
+        workspaces: [DevicePtr; 2],
+        num_multiprocessors: usize,
+    ) -> BackendResult<()> {
+        for (lane, workspace) in self.lanes.iter_mut().zip(workspaces) {
+            lane.workspace = workspace;
+        }
+        let count = num_multiprocessors as i32;
+        // SAFETY: the description lives; the value is read during the call.
+        let set = unsafe {
+            result::set_matmul_desc_attribute(
+                self.lanes[1].description,
+                sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_SM_COUNT_TARGET,
+                ptr::from_ref(&count).cast(),
+                size_of_val(&count),
+            )
+        };
+        set.or_else(|error| check(error.0))
     }
 
     /// `out = input * weight^T` with sums in single precision.
@@ -128,19 +158,24 @@ impl CublasLt {
         shape: ProductShape,
         operands: Operands,
     ) -> BackendResult<()> {
-        if self.workspace == 0 {
+        let lane_index = usize::from(gpu.is_in_second_branch());
+        let lane = self.lanes[lane_index];
+        if lane.workspace == 0 {
             return invalid("nothing was reserved".to_owned());
         }
         let layouts = Layouts::new(shape)?;
-        let algorithm = match self.chosen.get(&shape) {
+        let algorithm = match self.chosen.get(&(shape, lane_index)) {
             Some(algorithm) => *algorithm,
             None => {
-                let algorithm = self.choose(gpu, shape, &layouts, operands)?;
-                self.chosen.insert(shape, algorithm);
+                let algorithm = match lane_index {
+                    0 => self.choose(gpu, shape, &layouts, operands)?,
+                    _ => self.candidates(lane, shape, &layouts)?[0],
+                };
+                self.chosen.insert((shape, lane_index), algorithm);
                 algorithm
             }
         };
-        self.run(gpu, &layouts, operands, &algorithm)
+        self.run(gpu, lane, &layouts, operands, &algorithm)
     }
 
     fn choose(
@@ -156,7 +191,7 @@ impl CublasLt {
         {
             return Ok(*algorithm);
         }
-        let candidates = self.candidates(shape, layouts)?;
+        let candidates = self.candidates(self.lanes[0], shape, layouts)?;
         if self.timed.contains_key(&bucket) {
             return Ok(candidates[0]);
         }
@@ -174,6 +209,7 @@ impl CublasLt {
     /// Algorithms that cuBLASLt thinks fastest, best first; at least one.
     fn candidates(
         &self,
+        lane: Lane,
         shape: ProductShape,
         layouts: &Layouts,
     ) -> BackendResult<Vec<sys::cublasLtMatmulAlgo_t>> {
@@ -183,7 +219,7 @@ impl CublasLt {
         let status = unsafe {
             sys::cublasLtMatmulAlgoGetHeuristic(
                 self.handle,
-                self.description,
+                lane.description,
                 layouts.weight,
                 layouts.input,
                 layouts.out,
@@ -211,7 +247,7 @@ impl CublasLt {
         let status = unsafe {
             sys::cublasLtMatmulAlgoCheck(
                 self.handle,
-                self.description,
+                self.lanes[0].description,
                 layouts.weight,
                 layouts.input,
                 layouts.out,
@@ -231,10 +267,11 @@ impl CublasLt {
         algorithm: &sys::cublasLtMatmulAlgo_t,
     ) -> BackendResult<f32> {
         let (start, end) = (Event::new(gpu, true)?, Event::new(gpu, true)?);
-        self.run(gpu, layouts, operands, algorithm)?;
+        let lane = self.lanes[0];
+        self.run(gpu, lane, layouts, operands, algorithm)?;
         start.record(gpu)?;
         for _ in 0..NUM_TIMED_RUNS {
-            self.run(gpu, layouts, operands, algorithm)?;
+            self.run(gpu, lane, layouts, operands, algorithm)?;
         }
         end.record(gpu)?;
         end.wait(OPERATION, gpu)?;
@@ -244,6 +281,7 @@ impl CublasLt {
     fn run(
         &self,
         gpu: &Gpu,
+        lane: Lane,
         layouts: &Layouts,
         operands: Operands,
         algorithm: &sys::cublasLtMatmulAlgo_t,
@@ -251,11 +289,11 @@ impl CublasLt {
         let (one, zero) = (1.0f32, 0.0f32);
         let pointer = |address: DevicePtr| address as *mut c_void;
         // SAFETY: all descriptors live; the matrices have the layouts' sizes, which the caller has checked; the
-        // workspace has `WORKSPACE_BYTES` and belongs to this stream alone.
+        // lane's workspace has `WORKSPACE_BYTES` and belongs to its stream alone.
         let result = unsafe {
             result::matmul(
                 self.handle,
-                self.description,
+                lane.description,
                 ptr::from_ref(&one).cast(),
                 ptr::from_ref(&zero).cast(),
                 pointer(operands.weight),
@@ -267,7 +305,7 @@ impl CublasLt {
                 pointer(operands.out),
                 layouts.out,
                 algorithm,
-                pointer(self.workspace),
+                pointer(lane.workspace),
                 WORKSPACE_BYTES as usize,
                 gpu.stream().cast(),
             )
@@ -287,8 +325,10 @@ impl Drop for CublasLt {
             if !self.preference.is_null() {
                 let _ = result::destroy_matmul_pref(self.preference);
             }
-            if !self.description.is_null() {
-                let _ = result::destroy_matmul_desc(self.description);
+            for lane in self.lanes {
+                if !lane.description.is_null() {
+                    let _ = result::destroy_matmul_desc(lane.description);
+                }
             }
             let _ = result::destroy_handle(self.handle);
         }

@@ -67,7 +67,7 @@ impl Gpu {
         let index = index.ok_or_else(|| {
             unavailable(format!("there is no CUDA device {ordinal}; the driver sees {count}"))
         })?;
-        let (mut context, mut stream) = (ptr::null_mut(), ptr::null_mut());
+        let (mut context, stream) = (ptr::null_mut(), ptr::null_mut());
         // SAFETY: all pointers are to locals; the context is retained before it is used.
         unsafe {
             check("opening", sys::cuDeviceGet(&mut device, index))?;
@@ -126,6 +126,11 @@ impl Gpu {
 
     pub(super) fn stream(&self) -> sys::CUstream {
         self.stream.get()
+    }
+
+    /// Whether operations are put on the second stream.
+    pub(super) fn is_in_second_branch(&self) -> bool {
+        self.stream.get() != self.main_stream
     }
 
     /// Puts operations on the first stream again, whatever was under way.

@@ -31,7 +31,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub use tensor::{KvCache, Tensor};
 
 use self::activation::Activations;
-use self::attention::{Attention, AttentionCall};
+use self::attention::{Attention, AttentionCall, DeviceScoring, branch_multiprocessors};
 use self::batch::StepState;
 use self::cublas::{CublasLt, Operands, ProductShape};
 use self::driver::{DevicePtr, Event, Gpu};
@@ -45,8 +45,8 @@ use self::rope::{Rope, RopeAndWriteKv};
 use self::sample::Sampler;
 use self::tensor::{Checker, to_u32};
 use super::{
-    Activate, AttentionShape, Backend, BackendError, BackendLimits, BackendResult, Batch, DType, Delta,
-    Embedding, Feature, Head, KvLayout, Norm, QkvTransform, Sampled, Scoring, SlotState,
+    Activate, Alibi, AttentionShape, Backend, BackendError, BackendLimits, BackendResult, Batch, DType,
+    Delta, Embedding, Feature, Head, KvLayout, Norm, QkvTransform, Sampled, Scoring, SlotState,
 };
 use crate::error::{Error, Result, Status};
 
@@ -67,8 +67,16 @@ pub struct Cuda {
     modules: Modules,
     arena: Arena,
     kv_layout: Option<KvLayout>,
+    slopes: Vec<KnownSlopes>,
     id: u64,
     gpu: Gpu,
+}
+
+/// Slopes that lie on the device.
+struct KnownSlopes {
+    alibi: Alibi,
+    num_heads: usize,
+    slopes: DevicePtr,
 }
 
 /// What [`Backend::reserve`] makes.
@@ -77,16 +85,41 @@ struct Reserved {
     sampler: Sampler,
     scratch: DevicePtr,
     crossings: Crossings,
+    /// Of the fork that is under way.
+    branching: Branching,
 }
 
 impl Reserved {
-    /// The crossings where branches run at the same time: in recorded steps of few rows, whose products leave the
-    /// device's bandwidth idle while attention waits for memory, and use nothing that both branches would write.
-    fn crossings(&self) -> Option<&Crossings> {
-        let is_small = Linear::fuses_activation(self.step.batch.launch.tokens);
-        (self.step.is_recording && is_small).then_some(&self.crossings)
+    /// How the branches of a fork run in the loaded step.
+    fn branching(&self) -> Branching {
+        let launch = &self.step.batch.launch;
+        if Linear::fuses_activation(launch.tokens) {
+            // Launches of a step that is not recorded are too slow to gain anything.
+            return if self.step.is_recording { Branching::Whole } else { Branching::Sequential };
+        }
+        match launch.tokens >= MIN_BRANCH_TOKENS && launch.decode_items >= MIN_BRANCH_DECODES {
+            true => Branching::BesideDecodes,
+            false => Branching::Sequential,
+        }
     }
 }
+
+/// How the branches of a fork run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Branching {
+    /// One after the other.
+    #[default]
+    Sequential,
+    /// At the same time, in steps of few rows: while one waits for memory, the other uses its bandwidth.
+    Whole,
+    /// The second starts when attention is about to read the keys of decodes. Reading is left to some of the
+    /// multiprocessors, which is enough for most of the memory's bandwidth, while products run on the others.
+    BesideDecodes,
+}
+
+/// Fewest tokens and decodes of a step for [`Branching::BesideDecodes`]: products that compute more than they read.
+const MIN_BRANCH_TOKENS: usize = 256;
+const MIN_BRANCH_DECODES: usize = 32;
 
 struct Kernels {
     embed: Embed,
@@ -130,6 +163,7 @@ impl Cuda {
             modules,
             arena: Arena::default(),
             kv_layout: None,
+            slopes: Vec::new(),
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             gpu,
         })
@@ -159,6 +193,20 @@ impl Cuda {
 
     fn checker(&self, operation: &'static str) -> Checker {
         Checker { operation, backend_id: self.id }
+    }
+
+    /// Where the slopes of `num_heads` heads lie; they are written at their first use, before steps are recorded.
+    fn alibi_slopes(&mut self, alibi: &Alibi, num_heads: usize) -> BackendResult<DevicePtr> {
+        if let Some(known) =
+            self.slopes.iter().find(|known| known.alibi == *alibi && known.num_heads == num_heads)
+        {
+            return Ok(known.slopes);
+        }
+        let values: Vec<f32> = (0..num_heads).map(|head| alibi.slope(head, num_heads)).collect();
+        let slopes = self.arena.alloc(&self.gpu, 4 * num_heads as u64, "slopes of attention heads")?;
+        self.staging.write(&self.gpu, slopes, bytemuck::cast_slice(&values))?;
+        self.slopes.push(KnownSlopes { alibi: *alibi, num_heads, slopes });
+        Ok(slopes)
     }
 
     /// Checks of `operation`, and what was reserved.
@@ -192,8 +240,8 @@ impl Backend for Cuda {
 
     fn supports(&self, feature: Feature) -> bool {
         match feature {
-            Feature::ScoreSoftCap | Feature::Alibi | Feature::Window | Feature::Experts => false,
-            Feature::QkNorm => true,
+            Feature::Experts => false,
+            Feature::ScoreSoftCap | Feature::Alibi | Feature::Window | Feature::QkNorm => true,
             Feature::HeadDim(head_dim) => attention::HEAD_DIMS.contains(&head_dim),
             Feature::Width(width) => width.is_multiple_of(tensor::VECTOR_ELEMENTS),
         }
@@ -204,7 +252,7 @@ impl Backend for Cuda {
         StepState::device_bytes(limits, num_multiprocessors)
             + Sampler::device_bytes(limits)
             + SCRATCH_BYTES
-            + cublas::WORKSPACE_BYTES
+            + 2 * cublas::WORKSPACE_BYTES
     }
 
     fn available_bytes(&self) -> Option<u64> {
@@ -222,10 +270,12 @@ impl Backend for Cuda {
         let step = StepState::new(gpu, modules, arena, limits, *kv_layout)?;
         let sampler = Sampler::new(gpu, modules, arena, limits)?;
         let scratch = arena.alloc(gpu, SCRATCH_BYTES, "workspace")?;
-        let workspace = arena.alloc(gpu, cublas::WORKSPACE_BYTES, "workspace of cuBLASLt")?;
-        self.kernels.linear.cublas.set_workspace(workspace);
+        let mut workspace = || arena.alloc(gpu, cublas::WORKSPACE_BYTES, "workspace of cuBLASLt");
+        let workspaces = [workspace()?, workspace()?];
+        let branch_multiprocessors = gpu.num_multiprocessors() as usize - branch_multiprocessors(gpu);
+        self.kernels.linear.cublas.reserve(workspaces, branch_multiprocessors)?;
         let crossings = Crossings::new(gpu)?;
-        self.state = Some(Reserved { step, sampler, scratch, crossings });
+        self.state = Some(Reserved { step, sampler, scratch, crossings, branching: Branching::Sequential });
         Ok(())
     }
 
@@ -359,17 +409,24 @@ impl Backend for Cuda {
 
     fn fork(&mut self) -> BackendResult<()> {
         let (_, gpu, reserved, _) = self.reserved("fork")?;
-        reserved.crossings().map_or(Ok(()), |crossings| crossings.fork(gpu))
+        reserved.branching = reserved.branching();
+        if reserved.branching == Branching::Whole { reserved.crossings.fork(gpu) } else { Ok(()) }
     }
 
     fn next_branch(&mut self) -> BackendResult<()> {
         let (_, gpu, reserved, _) = self.reserved("next_branch")?;
-        reserved.crossings().map_or(Ok(()), |crossings| crossings.next_branch(gpu))
+        match reserved.branching {
+            Branching::Sequential => Ok(()),
+            Branching::Whole | Branching::BesideDecodes => reserved.crossings.next_branch(gpu),
+        }
     }
 
     fn join(&mut self) -> BackendResult<()> {
         let (_, gpu, reserved, _) = self.reserved("join")?;
-        reserved.crossings().map_or(Ok(()), |crossings| crossings.join(gpu))
+        match std::mem::take(&mut reserved.branching) {
+            Branching::Sequential => Ok(()),
+            Branching::Whole | Branching::BesideDecodes => reserved.crossings.join(gpu),
+        }
     }
 
     fn embed(&mut self, embedding: &Embedding<'_, Tensor>, out: &mut Tensor) -> BackendResult<()> {
@@ -445,10 +502,16 @@ impl Backend for Cuda {
         layer: usize,
         out: &mut Tensor,
     ) -> BackendResult<()> {
+        scoring.check("attention")?;
+        let alibi_slopes = match &scoring.alibi {
+            Some(alibi) => self.alibi_slopes(alibi, shape.num_heads)?,
+            None => 0,
+        };
         let (check, gpu, reserved, kernels) = self.reserved("attention")?;
-        check.require(*scoring == Scoring::default(), || format!("{scoring:?} has no kernel"))?;
         let scratch = (reserved.scratch, SCRATCH_BYTES);
-        let call = AttentionCall { qkv, shape, cache, layer, out, scratch };
+        let branch = (reserved.branching == Branching::BesideDecodes).then_some(&reserved.crossings);
+        let scoring = DeviceScoring { scoring, alibi_slopes };
+        let call = AttentionCall { qkv, shape, scoring, cache, layer, out, scratch, branch };
         kernels.attention.run(gpu, check, &reserved.step, call)
     }
 

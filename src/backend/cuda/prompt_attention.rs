@@ -1,8 +1,8 @@
 //! Attention of rows with several query tokens: the kernel for Hopper (`kernels/attention_prompt_sm90.cu`) and the
 //! one for every other device (`kernels/attention_prompt.cu`).
 
-use super::attention::{AttentionCall, AttentionParams};
-use super::driver::{BoxedMatrix, Gpu, Kernel, Launch, Params, TensorMap};
+use super::attention::{AttentionCall, AttentionParams, Variants};
+use super::driver::{BoxedMatrix, Gpu, Launch, Params, TensorMap};
 use super::modules::{Modules, PerDType};
 use super::plan::TILE_TOKENS;
 use super::tensor::Checker;
@@ -19,8 +19,8 @@ pub(super) struct HopperParams {
     attention: AttentionParams,
     layer_row: u32,
     box_keys: u32,
+    boxes_per_block: u32,
     heads_per_block: u32,
-    reserved: u32,
 }
 
 const _: () = assert!(size_of::<HopperParams>() == 512);
@@ -30,30 +30,34 @@ unsafe impl Params for HopperParams {}
 
 /// The kernels of one head size.
 pub(super) enum PromptAttention {
-    Portable { kernels: PerDType<Kernel<AttentionParams>>, shared_bytes: u32 },
-    Hopper { kernels: PerDType<Kernel<HopperParams>>, shape: HopperShape },
+    Portable { kernels: Variants<AttentionParams>, shared_bytes: u32 },
+    Hopper { kernels: Variants<HopperParams>, shape: HopperShape },
 }
 
 impl PromptAttention {
     pub(super) fn new(gpu: &Gpu, modules: &Modules, head_dim: usize) -> BackendResult<PromptAttention> {
         if gpu.is_hopper() {
             let shape = HopperShape::new(head_dim);
-            let kernels = PerDType::try_new(|dtype| {
-                let name = format!("attention_prompt_sm90_{dtype}_{head_dim}");
-                let kernel = modules.kernel(gpu, "attention_prompt_sm90", &name)?;
-                kernel.allow_shared_bytes(gpu, shape.shared_bytes())?;
-                Ok(kernel)
+            let kernels = Variants::try_new(|variant| {
+                PerDType::try_new(|dtype| {
+                    let name = format!("attention_prompt_sm90_{variant}{dtype}_{head_dim}");
+                    let kernel = modules.kernel(gpu, "attention_prompt_sm90", &name)?;
+                    kernel.allow_shared_bytes(gpu, shape.shared_bytes())?;
+                    Ok(kernel)
+                })
             })?;
             return Ok(PromptAttention::Hopper { kernels, shape });
         }
         // Mirrors PromptShape: a shared row carries one more vector against bank conflicts.
         let keys = if head_dim > 128 { 32 } else { 64 };
         let shared_bytes = ((QUERY_ROWS + 2 * 2 * keys) * 2 * (head_dim + 8)) as u32;
-        let kernels = PerDType::try_new(|dtype| {
-            let name = format!("attention_prompt_{dtype}_{head_dim}");
-            let kernel = modules.kernel(gpu, "attention_prompt", &name)?;
-            kernel.allow_shared_bytes(gpu, shared_bytes)?;
-            Ok(kernel)
+        let kernels = Variants::try_new(|variant| {
+            PerDType::try_new(|dtype| {
+                let name = format!("attention_prompt_{variant}{dtype}_{head_dim}");
+                let kernel = modules.kernel(gpu, "attention_prompt", &name)?;
+                kernel.allow_shared_bytes(gpu, shared_bytes)?;
+                Ok(kernel)
+            })
         })?;
         Ok(PromptAttention::Portable { kernels, shared_bytes })
     }
@@ -75,7 +79,7 @@ impl PromptAttention {
             PromptAttention::Portable { kernels, shared_bytes } => {
                 let grid = [2 * num_tiles as u32, num_heads as u32, 1];
                 let launch = Launch { grid, threads: 128, shared_bytes: *shared_bytes, overlaps: false };
-                gpu.launch(check.operation, kernels.get(dtype), launch, params)
+                gpu.launch(check.operation, kernels.get(&call.scoring, dtype), launch, params)
             }
             PromptAttention::Hopper { kernels, shape } => {
                 let params = shape.params(gpu, check, call, params)?;
@@ -84,18 +88,20 @@ impl PromptAttention {
                 let grid = [num_works.min(gpu.num_multiprocessors()), 1, 1];
                 let launch =
                     Launch { grid, threads: 384, shared_bytes: shape.shared_bytes(), overlaps: false };
-                gpu.launch(check.operation, kernels.get(dtype), launch, &params)
+                gpu.launch(check.operation, kernels.get(&call.scoring, dtype), launch, &params)
             }
         }
     }
 }
 
-/// Mirrors PromptShape and SharedLayout in `attention_prompt_sm90.cu`.
+/// Mirrors PromptShape and SharedLayout in `attention_prompt_sm90.cuh`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct HopperShape {
     head_dim: usize,
     /// Keys of a tile.
     keys: usize,
+    /// Tiles of keys, and of values, in shared memory.
+    stages: usize,
     /// Elements of a row of a panel, which is what one copy takes of a head.
     panel: usize,
 }
@@ -103,20 +109,21 @@ pub(super) struct HopperShape {
 impl HopperShape {
     /// Warpgroups that compute.
     const CONSUMERS: usize = 2;
-    /// Tiles of keys, and of values, that are copied ahead.
-    const STAGES: usize = 2;
+    /// What a consumer is told of its next work.
+    const WORK_BYTES: usize = 32;
 
     fn new(head_dim: usize) -> HopperShape {
-        let keys = if head_dim > 128 { 64 } else { 128 };
+        let (keys, stages) = if head_dim > 128 { (64, 2) } else { (128, 3) };
         let panel = [64, 32].into_iter().find(|&panel| head_dim.is_multiple_of(panel)).unwrap_or(16);
-        HopperShape { head_dim, keys, panel }
+        HopperShape { head_dim, keys, stages, panel }
     }
 
     fn shared_bytes(&self) -> u32 {
-        let queries_bytes = Self::CONSUMERS * QUERY_ROWS * self.head_dim * 2;
-        let tiles_bytes = 2 * Self::STAGES * self.keys * self.head_dim * 2;
-        let barriers_bytes = ((2 + 2 * 2 * Self::STAGES + 1) * 8).next_multiple_of(16);
-        (1024 + queries_bytes + tiles_bytes + barriers_bytes + 16) as u32
+        let consumer_bytes = QUERY_ROWS * self.head_dim * 2 + Self::WORK_BYTES;
+        let tiles_bytes = 2 * self.stages * self.keys * self.head_dim * 2;
+        let barriers_bytes = (2 * (2 * self.stages + Self::CONSUMERS) + 1) * 8;
+        // Tiles start at multiples of 1,024 bytes, which shared memory as a whole need not do.
+        (1024 + Self::CONSUMERS * consumer_bytes + tiles_bytes + barriers_bytes) as u32
     }
 
     fn params(
@@ -160,8 +167,8 @@ impl HopperShape {
             attention: *params,
             layer_row: (call.layer * layer_rows) as u32,
             box_keys: box_keys as u32,
+            boxes_per_block: (layout.block_size / box_keys) as u32,
             heads_per_block: if group.is_multiple_of(Self::CONSUMERS) { Self::CONSUMERS as u32 } else { 1 },
-            reserved: 0,
         })
     }
 }

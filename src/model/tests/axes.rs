@@ -14,6 +14,7 @@ use crate::backend::{Backend, DType};
 use crate::error::Status;
 use crate::format::Checkpoint;
 use crate::model::decoder::Decoder;
+use crate::model::load::LoadOptions;
 use crate::model::memory::memory_plan;
 use crate::model::spec::ModelSpec;
 use crate::model::weights::Weights;
@@ -100,7 +101,7 @@ fn write_checkpoint(folder: &Path, tensors: &Tensors) {
 fn run<B: Backend>(backend: B, spec: &ModelSpec, folder: &Path, prompt: &[u32]) -> Vec<(usize, Vec<f32>)> {
     let checkpoint = Checkpoint::open(folder).unwrap();
     let config = config(spec, DType::F32, 17);
-    let mut decoder = Decoder::load(backend, spec, &checkpoint, &config, None).unwrap();
+    let mut decoder = Decoder::load(backend, spec, &checkpoint, &config, &LoadOptions::default()).unwrap();
     let (mut num_cached, mut logits) = (0, Vec::new());
     for chunk_len in [1, 4, 13, 1, 1] {
         let chunk = &prompt[num_cached..][..chunk_len];
@@ -141,7 +142,8 @@ fn check(what: &str, changes: &[(&str, Value)]) {
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     let config = config(&spec, DType::F32, 17);
     let plan = memory_plan(&Naive::default(), &spec, &config).unwrap();
-    let decoder = Decoder::load(Naive::default(), &spec, &checkpoint, &config, None).unwrap();
+    let decoder =
+        Decoder::load(Naive::default(), &spec, &checkpoint, &config, &LoadOptions::default()).unwrap();
     assert_eq!(decoder.backend().allocated_bytes, plan.total_bytes(), "{what}");
 }
 

@@ -10,6 +10,7 @@ use crate::backend::{Backend, BackendLimits, Batch, DType};
 use crate::format::Checkpoint;
 use crate::model::decoder::{Decoder, DecoderConfig};
 use crate::model::families::load_spec;
+use crate::model::load::LoadOptions;
 use crate::model::spec::ModelSpec;
 use crate::quant::decode_f32;
 
@@ -132,7 +133,13 @@ impl Case {
                 vocab_size: self.spec.vocab_size,
             },
         };
-        let decoder = Decoder::load(Cpu::new(1).unwrap(), &self.spec, &self.checkpoint, &config, None);
+        let decoder = Decoder::load(
+            Cpu::new(1).unwrap(),
+            &self.spec,
+            &self.checkpoint,
+            &config,
+            &LoadOptions::default(),
+        );
         decoder.map_err(|error| error.to_string())
     }
 

@@ -13,6 +13,7 @@ use crate::error::{Category, Error};
 use crate::format::Checkpoint;
 use crate::model::decoder::{Decoder, DecoderConfig};
 use crate::model::families::load_spec;
+use crate::model::load::LoadOptions;
 use crate::model::memory::memory_plan;
 
 /// Changed files of each kind and family.
@@ -138,10 +139,10 @@ fn run(directory: &Path) -> crate::error::Result<()> {
     let backend = Cpu::new(1)?;
     if memory_plan(&backend, &spec, &config)?.total_bytes() > MAX_BYTES {
         // Such a model cannot have its tensors in the little file, which is looked at before memory is taken.
-        let error = Decoder::load(backend, &spec, &checkpoint, &config, None).err();
+        let error = Decoder::load(backend, &spec, &checkpoint, &config, &LoadOptions::default()).err();
         return Err(error.expect("a model larger than its file loads"));
     }
-    let mut decoder = Decoder::load(backend, &spec, &checkpoint, &config, None)?;
+    let mut decoder = Decoder::load(backend, &spec, &checkpoint, &config, &LoadOptions::default())?;
     let tokens = [0, spec.vocab_size as u32 - 1, 0];
     decoder.forward(&single(&tokens[..config.max_model_len.min(3)], 0, 2))?;
     decoder.collect()?;

@@ -9,6 +9,7 @@ use crate::backend::{BackendLimits, Batch, DType};
 use crate::format::Checkpoint;
 use crate::model::decoder::{Decoder, DecoderConfig};
 use crate::model::families::load_spec;
+use crate::model::load::LoadOptions;
 use crate::model::spec::ModelSpec;
 use crate::quant::decode_f32;
 
@@ -58,7 +59,8 @@ fn check_logits(directory: &str, model: &str) {
     decode_f32(&std::fs::read(directory.join("logits.bin")).unwrap(), &mut expected);
 
     let config = config(&spec, DType::F32, 17);
-    let mut decoder = Decoder::load(Naive::default(), &spec, &checkpoint, &config, None).unwrap();
+    let mut decoder =
+        Decoder::load(Naive::default(), &spec, &checkpoint, &config, &LoadOptions::default()).unwrap();
     let mut num_cached = 0;
     for chunk_len in [1, 4, 17, 1, 1, 9] {
         let chunk = &prompt[num_cached..][..chunk_len];

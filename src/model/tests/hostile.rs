@@ -11,13 +11,15 @@ use crate::error::{Category, Result};
 use crate::format::Checkpoint;
 use crate::model::decoder::Decoder;
 use crate::model::families::load_spec;
+use crate::model::load::LoadOptions;
 
 /// Loads the checkpoint at `path` into a small backend and runs a token.
 fn run(path: &std::path::Path) -> Result<()> {
     let checkpoint = Checkpoint::open(path)?;
     let spec = load_spec(&checkpoint)?;
     let config = config(&spec, DType::Bf16, 2);
-    let mut decoder = Decoder::load(Naive::with_limit(1 << 20), &spec, &checkpoint, &config, None)?;
+    let mut decoder =
+        Decoder::load(Naive::with_limit(1 << 20), &spec, &checkpoint, &config, &LoadOptions::default())?;
     decoder.forward(&single(&[0], 0, config.num_kv_blocks as u32))?;
     decoder.collect()?;
     Ok(())

@@ -1,5 +1,6 @@
 //! Loading of weights: what it allocates, reports and refuses.
 
+use std::convert::Infallible;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -9,14 +10,17 @@ use safetensors::tensor::{SafeTensors, TensorView};
 
 use super::golden::{config, golden};
 use super::naive::Naive;
-use crate::backend::DType;
+use crate::backend::{Backend, DType, cpu::Cpu};
 use crate::config::{Progress, ProgressCallback};
 use crate::error::{Error, Result, Status};
 use crate::format::Checkpoint;
 use crate::model::decoder::{Decoder, DecoderConfig};
 use crate::model::families::load_spec;
+use crate::model::load::{LoadOptions, load as load_weights};
 use crate::model::memory::memory_plan;
 use crate::model::spec::ModelSpec;
+use crate::model::weights::Weights;
+use crate::quant::decode_bf16;
 
 /// A named tensor of a checkpoint that is about to be written.
 type Named = (String, Dtype, Vec<usize>, Vec<u8>);
@@ -50,7 +54,8 @@ fn open(directory: &Path) -> (Checkpoint, ModelSpec, DecoderConfig) {
 
 fn load(directory: &Path, progress: Option<&ProgressCallback>) -> Result<Decoder<Naive>> {
     let (checkpoint, spec, config) = open(directory);
-    Decoder::load(Naive::default(), &spec, &checkpoint, &config, progress)
+    let options = LoadOptions { progress, ..LoadOptions::default() };
+    Decoder::load(Naive::default(), &spec, &checkpoint, &config, &options)
 }
 
 fn load_error(directory: &tempfile::TempDir) -> Error {
@@ -66,7 +71,9 @@ fn the_plan_is_what_loading_allocates() {
             let (checkpoint, spec, mut config) = open(&golden(name));
             config.weight_dtype = dtype;
             let plan = memory_plan(&Naive::default(), &spec, &config).unwrap();
-            let decoder = Decoder::load(Naive::default(), &spec, &checkpoint, &config, None).unwrap();
+            let decoder =
+                Decoder::load(Naive::default(), &spec, &checkpoint, &config, &LoadOptions::default())
+                    .unwrap();
             assert_eq!(decoder.backend().allocated_bytes, plan.total_bytes(), "{name}");
         }
     }
@@ -96,11 +103,12 @@ fn every_allocation_may_fail() {
     let total = memory_plan(&Naive::default(), &spec, &config).unwrap().total_bytes();
     for limit in (0..total).step_by(997) {
         let backend = Naive::with_limit(limit);
-        let error = Decoder::load(backend, &spec, &checkpoint, &config, None).err().unwrap();
+        let error =
+            Decoder::load(backend, &spec, &checkpoint, &config, &LoadOptions::default()).err().unwrap();
         assert_eq!(error.status(), Status::DeviceOutOfMemory);
     }
     let backend = Naive::with_limit(total);
-    assert!(Decoder::load(backend, &spec, &checkpoint, &config, None).is_ok());
+    assert!(Decoder::load(backend, &spec, &checkpoint, &config, &LoadOptions::default()).is_ok());
 }
 
 #[test]
@@ -194,7 +202,56 @@ fn a_file_cut_short_after_it_was_opened_is_an_error() {
     let file = directory.path().join("model.safetensors");
     let length = std::fs::metadata(&file).unwrap().len();
     std::fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(length / 2).unwrap();
-    let error = Decoder::load(Naive::default(), &spec, &checkpoint, &config, None).err().unwrap();
+    let error =
+        Decoder::load(Naive::default(), &spec, &checkpoint, &config, &LoadOptions::default()).err().unwrap();
     assert_eq!(error.status(), Status::ModelInvalid);
     assert!(error.message().contains("cut short"), "{error}");
+}
+
+/// A checkpoint whose embedding table is larger than what is handed on at a time, with rows that no power of two
+/// divides.
+fn with_large_embedding(directory: &Path) -> ModelSpec {
+    let config = r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 66, "intermediate_size": 34,
+        "num_hidden_layers": 1, "num_attention_heads": 3, "vocab_size": 150001, "max_position_embeddings": 8,
+        "tie_word_embeddings": true}"#;
+    std::fs::write(directory.join("config.json"), config).unwrap();
+    let spec = load_spec(&Checkpoint::open(directory).unwrap()).unwrap();
+    let plan = Weights::plan(&spec, DType::F32);
+    let mut tensors: Vec<Named> = Vec::new();
+    let Ok(_) = plan.try_map(&mut |source| {
+        for part in source.parts.into_iter().map(|part| part.tensor) {
+            let seed = tensors.len() as u32;
+            let bytes = (0..part.shape.iter().product::<usize>() as u32)
+                // Any bits of a finite number.
+                .map(|index| (index ^ seed << 20).wrapping_mul(0x9e37_79b1) as u16 & 0xbfff)
+                .flat_map(u16::to_le_bytes);
+            tensors.push((part.name, Dtype::BF16, part.shape, bytes.collect()));
+        }
+        Ok::<_, Infallible>(())
+    });
+    let views = tensors.iter().map(|(name, dtype, shape, data)| {
+        (name.as_str(), TensorView::new(*dtype, shape.clone(), data).unwrap())
+    });
+    safetensors::serialize_to_file(views, None, &directory.join("model.safetensors")).unwrap();
+    spec
+}
+
+#[test]
+fn large_tensors_arrive_whole_whatever_the_number_of_threads() {
+    let directory = tempfile::tempdir().unwrap();
+    let spec = with_large_embedding(directory.path());
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let info = checkpoint.tensor(&spec.weights.embedding).unwrap();
+    let mut bytes = vec![0; info.num_bytes as usize];
+    checkpoint.read(info, 0, &mut bytes).unwrap();
+    let mut expected = vec![f32::NAN; bytes.len() / 2];
+    decode_bf16(&bytes, &mut expected);
+    for (num_threads, dtype) in [(1, DType::Bf16), (3, DType::Bf16), (2, DType::F32), (0, DType::F32)] {
+        let mut backend = Cpu::new(1).unwrap();
+        let options = LoadOptions { num_threads, progress: None };
+        let loaded = load_weights(&mut backend, &spec, &checkpoint, dtype, &options).unwrap();
+        let rows = backend.read_rows(&loaded.embedding, spec.vocab_size).unwrap();
+        let first_wrong = rows.iter().zip(&expected).position(|(a, b)| a.to_bits() != b.to_bits());
+        assert_eq!((rows.len(), first_wrong), (expected.len(), None), "{num_threads} threads, {dtype:?}");
+    }
 }

@@ -12,6 +12,7 @@ use crate::backend::{
     RouterScoring, Sampled, Scoring, SharedResult, SlotState,
 };
 use crate::model::decoder::Decoder;
+use crate::model::load::LoadOptions;
 use crate::model::memory::Activations;
 use crate::model::rope;
 use crate::model::spec::ModelSpec;
@@ -324,7 +325,7 @@ fn plan(case: &Case) -> Result<String, String> {
     text.push_str("operations\n");
     let recorder = Recorder { names: allocation_names(spec), text };
     let config = config(spec, DType::F32, 3);
-    let decoder = Decoder::load(recorder, spec, &case.checkpoint, &config, None);
+    let decoder = Decoder::load(recorder, spec, &case.checkpoint, &config, &LoadOptions::default());
     let mut decoder = decoder.map_err(|error| error.to_string())?;
     decoder.forward(&single(&[1, 2, 3], 0, config.num_kv_blocks as u32)).unwrap();
     assert!(decoder.backend().names.is_empty(), "{}: fewer allocations than foreseen", spec.family);

@@ -3,7 +3,7 @@
 use crate::backend::{Backend, BackendLimits, DType, cpu::Cpu};
 use crate::format::Checkpoint;
 use crate::model::families::load_spec;
-use crate::model::load;
+use crate::model::load::{LoadOptions, load};
 use crate::model::random::Generator;
 use crate::model::spec::{ModelSpec, Orientation};
 use crate::model::weights::{Adjustment, ExpectedTensor, Part, Source, Weights};
@@ -105,7 +105,7 @@ fn every_parameter_is_loaded() {
     let (checkpoint, spec) = described();
     let mut backend = Cpu::new(2).unwrap();
     backend.reserve(&BackendLimits { max_tokens: 4, max_slots: 2, vocab_size: spec.vocab_size }).unwrap();
-    let loaded = load::load(&mut backend, &spec, &checkpoint, DType::Bf16, None).unwrap();
+    let loaded = load(&mut backend, &spec, &checkpoint, DType::Bf16, &LoadOptions::default()).unwrap();
     let plan = Weights::plan(&spec, DType::Bf16);
     let pairs = [
         (&plan.embedding, &loaded.embedding),

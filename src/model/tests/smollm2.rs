@@ -10,6 +10,7 @@ use crate::backend::DType;
 use crate::format::Checkpoint;
 use crate::model::decoder::{Decoder, DecoderConfig};
 use crate::model::families::load_spec;
+use crate::model::load::LoadOptions;
 use crate::model::memory::memory_plan;
 
 /// The model that `INFLIGHT_TEST_MODEL` names, or the one that set-up fetches.
@@ -34,7 +35,8 @@ fn first_tokens_equal_those_of_transformers() {
     let config = DecoderConfig { num_kv_blocks: 4, ..config(&spec, DType::F32, input.len()) };
     let plan = memory_plan(&Naive::default(), &spec, &config).unwrap();
     assert_eq!(plan.weights_bytes, 4 * 134_515_008);
-    let mut decoder = Decoder::load(Naive::default(), &spec, &checkpoint, &config, None).unwrap();
+    let mut decoder =
+        Decoder::load(Naive::default(), &spec, &checkpoint, &config, &LoadOptions::default()).unwrap();
     assert_eq!(decoder.backend().allocated_bytes, plan.total_bytes());
 
     let mut num_cached = 0;

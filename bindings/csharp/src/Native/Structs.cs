@@ -1,6 +1,9 @@
 using System;
 using System.Runtime.InteropServices;
 
+// The library assigns the fields.
+#pragma warning disable 0649
+
 namespace Inflight
 {
     // The library's structs, in its own names: a test compares them with the header, name by name.

@@ -48,6 +48,7 @@ from .errors import (
 from .types import (
     Chunk,
     EngineLimits,
+    EngineOptions,
     Finish,
     Logprob,
     MemoryPlan,
@@ -75,6 +76,7 @@ __all__ = [
     "Dtype",
     "Engine",
     "EngineLimits",
+    "EngineOptions",
     "Finish",
     "FinishReason",
     "ForkedError",

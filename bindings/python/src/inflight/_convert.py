@@ -6,6 +6,7 @@ import ctypes
 import dataclasses
 import json
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from ctypes import byref, c_char_p, c_float, c_int32, c_uint32, c_uint64, c_void_p
 from typing import Any, TypeVar
@@ -52,21 +53,28 @@ def set_number(struct: ctypes.Structure, field: str, value: Any, option: str | N
     if kind is c_float:
         number: float = float(value)
     else:
-        if not isinstance(value, int):
-            raise TypeError(f"{option} must be a whole number, not {value!r}")
-        number = int(value)
+        number = whole(value, option)
         low, high = _LIMITS[kind]
         if not low <= number <= high:
             raise ValueError(f"{option} must be from {low} to {high}, not {value}")
     setattr(struct, field, number)
 
 
+def whole(value: Any, what: str) -> int:
+    """A whole number, also of another package's type."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{what} must be a whole number, not {value!r}") from None
+
+
 def token_array(tokens: Sequence[int], what: str) -> ctypes.Array[c_uint32]:
     """Token ids for the library."""
-    for token in tokens:
-        if not isinstance(token, int) or not 0 <= token < 2**32:
-            raise ValueError(f"{what} must be token ids, whole numbers from 0 to {2**32 - 1}, not {token!r}")
-    return (c_uint32 * len(tokens))(*tokens)
+    ids = [whole(token, what) for token in tokens]
+    for token in ids:
+        if not 0 <= token < 2**32:
+            raise ValueError(f"{what}: a token id is from 0 to {2**32 - 1}, not {token}")
+    return (c_uint32 * len(ids))(*ids)
 
 
 def encode(text: str) -> bytes:

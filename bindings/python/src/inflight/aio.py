@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
+import os
 import threading
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ._convert import RequestArguments, chat_request, text_request
 from ._library import library
 from .engine import Engine, Queue
 from .errors import InflightError
-from .types import Chunk, Finish, Messages, Prompt, RequestOptions
+from .types import Chunk, EngineOptions, Finish, Messages, Prompt, RequestOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -104,7 +105,7 @@ class AsyncEngine:
     queue serves all answers; its descriptor wakes the loop, or a thread where descriptors cannot.
     """
 
-    def __init__(self, model: str = "", **options: Any) -> None:
+    def __init__(self, model: str | os.PathLike[str] = "", **options: Unpack[EngineOptions]) -> None:
         self._make_engine = functools.partial(Engine, model, **options)
         self._keys = itertools.count(1)
         # Answers that nobody holds any more are cancelled, so they must not be held here.

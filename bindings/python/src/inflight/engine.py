@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
 _SLICE_MS = 100
-"""Waiting is cut into slices of so many milliseconds, since Python handles signals only between calls."""
+"""The main thread's waiting is cut into slices of so many milliseconds: signals are handled there, between calls."""
+_LONGEST_MS = 2**31 - 1
 
 _log_callbacks: list[Any] = []
 """The library may be in a log callback for longer than destroying an engine waits, so none is ever freed."""
@@ -309,9 +311,10 @@ def _make_progress_callback(progress: Callable[[int, int], bool | None], raised:
 
 def _poll_in_slices(function: Any, handle: c_void_p, timeout: float | None) -> list[Chunk]:
     end = math.inf if timeout is None else time.monotonic() + timeout
+    longest_ms = _SLICE_MS if threading.current_thread() is threading.main_thread() else _LONGEST_MS
     while True:
         left_ms = (end - time.monotonic()) * 1000
-        slice_ms = max(0, min(_SLICE_MS, math.ceil(left_ms) if left_ms < _SLICE_MS else _SLICE_MS))
+        slice_ms = max(0, math.ceil(left_ms) if left_ms < longest_ms else longest_ms)
         chunks = _convert.poll(function, handle, slice_ms)
         if chunks or left_ms <= slice_ms:
             return chunks

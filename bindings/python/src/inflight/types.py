@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, Union
 
-from ._abi import FinishReason
+from ._abi import Dtype, FinishReason, LogLevel
 
 if TYPE_CHECKING:
     from .errors import InflightError
@@ -42,6 +42,21 @@ class EngineLimits(TypedDict, total=False):
     """Requests that can be accepted and not yet ended; one more raises BusyError."""
     max_unread_tokens: int
     """Tokens of one request that may wait to be read before that request is paused."""
+
+
+class EngineOptions(EngineLimits, total=False):
+    """All options of an engine but the model."""
+
+    device: str
+    """ "auto" (the default), "cpu", "cuda", "cuda:0", "cuda:0,1", or "echo", which answers with the prompt."""
+    dtype: Dtype
+    """Type to keep weights in."""
+    log: Callable[[LogLevel, str], object] | None
+    """Gets a level and a line, on threads of the engine."""
+    log_level: LogLevel
+    """Most detailed level to pass to log."""
+    progress: Callable[[int, int], bool | None] | None
+    """Gets the bytes of weights that are loaded and those in all; aborts by returning False or raising."""
 
 
 class RequestOptions(TypedDict, total=False):
