@@ -3,10 +3,10 @@
 
 use crate::model::error::{ModelError, ModelResult};
 use crate::model::families::config::Config;
-use crate::model::spec::{Activation, Orientation};
 use crate::model::spec::{
-    AttentionExtras, BlockShape, EmbeddingExtras, Heads, LayerSet, LogitExtras, Mlp, MlpNames, ModelSpec,
-    Names, Norm, NormKind, NormWeight, QkvNames, RopePairing, SlidingWindow, WeightNames,
+    Activation, AttentionExtras, BlockShape, EmbeddingExtras, Heads, LayerSet, LogitExtras, Mlp, MlpNames,
+    ModelSpec, Names, Norm, NormKind, NormWeight, Orientation, QkvNames, RopePairing, SlidingWindow,
+    WeightNames,
 };
 
 /// Base of RoPE's frequencies where a configuration does not say.

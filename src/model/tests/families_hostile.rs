@@ -5,7 +5,8 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::families_golden::{CASES, Case, directory, report};
-use super::golden::single;
+use super::gguf_golden;
+use super::golden::{golden, single};
 use crate::backend::cpu::Cpu;
 use crate::backend::{BackendLimits, DType};
 use crate::error::{Category, Error};
@@ -199,5 +200,29 @@ fn changed_specs_are_refused_or_run() {
     report(&CASES, |name| {
         let spec = Case::open(name)?.spec;
         check_changes(name, "model_spec.json", &serde_json::to_value(spec).unwrap())
+    });
+}
+
+#[test]
+fn changed_gguf_headers_are_refused_or_run() {
+    /// Within these are the metadata, and names and shapes of the first tensors.
+    const HEADER_BYTES: usize = 1800;
+    report(&gguf_golden::CASES, |name| {
+        let original = std::fs::read(golden("gguf").join(name).join("model.gguf")).unwrap();
+        let mut random = SplitMix(original.len() as u64);
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("model.gguf");
+        for _ in 0..NUM_FILES {
+            let mut bytes = original.clone();
+            let at = random.below(HEADER_BYTES);
+            bytes[at] = random.below(256) as u8;
+            std::fs::write(&path, &bytes).unwrap();
+            if let Err(error) = run(&path)
+                && !matches!(error.status().category(), Category::Model | Category::Resource)
+            {
+                return Err(format!("byte {at} = {}: {error}", bytes[at]));
+            }
+        }
+        Ok(())
     });
 }
