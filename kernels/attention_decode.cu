@@ -1,10 +1,8 @@
 // Attention of rows with a single query token over the paged cache (FlashDecoding, Dao et al. 2023).
 //
-// attention_decode: a block takes a work item, a key-value head and 16 of the query heads that share it at a time, so
-// that keys and values are read once for the whole group; a launch has a block for each of these, or fewer that take
-// turns, to leave multiprocessors to other kernels. The host cuts the keys
-// of all rows into items of about equal size, so that long rows spread over many blocks and short ones do not
-// wait for them. Inside a block every warp takes every WARPS-th run of 16 keys through a pipeline of its own,
+// attention_decode: one block per work item, key-value head and 16 of the query heads that share it, so that keys and
+// values are read once for the whole group. The host cuts the keys of all rows into items of about equal size, so that
+// long rows spread over many blocks and short ones do not wait for them. Inside a block every warp takes every WARPS-th run of 16 keys through a pipeline of its own,
 // without a barrier, and keeps an online softmax; the warps' results are merged at the end. All 16 rows of the
 // tensor core's tile meet the keys although a group may fill only some of them: reading the keys is what costs.
 //
@@ -39,7 +37,7 @@ __device__ inline void load_queries(uint32_t (&queries)[HEAD_DIM / 16][4], const
   }
 }
 
-// What a block does at a time: an item's keys of one key-value head, for up to 16 of the query heads that share it.
+// What a block does: an item's keys of one key-value head, for up to 16 of the query heads that share it.
 struct Work {
   DecodeItem item;
   uint32_t kv_head;
@@ -221,23 +219,15 @@ __device__ inline void run_work(const AttentionParams &params, const Work &work,
 
 template <typename T, int HEAD_DIM, bool IS_GENERAL> __device__ inline void attention_decode(const AttentionParams &params) {
   extern __shared__ __align__(16) unsigned char shared[];
-  const uint32_t group = params.num_heads / params.num_kv_heads;
-  const uint32_t parts = (group + 15) / 16;
-  const uint32_t per_item = params.num_kv_heads * parts;
-  const uint32_t num_works = params.arrays.header->num_decode_items * per_item;
-  if (blockIdx.x >= num_works) {
+  if (blockIdx.x >= params.arrays.header->num_decode_items) {
     wait_for_predecessor();
     return;
   }
-  for (uint32_t index = blockIdx.x; index < num_works; index += gridDim.x) {
-    const uint32_t kv_head = index % per_item / parts;
-    const uint32_t first_of_group = index % parts * 16;
-    run_work<T, HEAD_DIM, IS_GENERAL>(params,
-                                      {params.decode_items[index / per_item], kv_head, kv_head * group + first_of_group,
-                                       min(static_cast<int>(group - first_of_group), 16)},
-                                      shared);
-    __syncthreads();
-  }
+  const uint32_t group = params.num_heads / params.num_kv_heads;
+  const uint32_t first_of_group = blockIdx.z * 16;
+  const int num_heads = min(static_cast<int>(group - first_of_group), 16);
+  run_work<T, HEAD_DIM, IS_GENERAL>(
+      params, {params.decode_items[blockIdx.x], blockIdx.y, blockIdx.y * group + first_of_group, num_heads}, shared);
 }
 
 template <typename T, int HEAD_DIM> __device__ inline void attention_combine(const AttentionParams &params) {

@@ -4,7 +4,6 @@ use std::f32::consts::LOG2_E;
 
 use super::batch::StepState;
 use super::driver::{DevicePtr, Gpu, Kernel, Launch, Params};
-use super::graph::Crossings;
 use super::modules::{Modules, PerDType};
 use super::prompt_attention::PromptAttention;
 use super::tensor::{Checker, KvCache, Tensor, to_u32};
@@ -66,17 +65,6 @@ pub(super) struct AttentionCall<'a> {
     pub(super) out: &'a mut Tensor,
     /// Memory for partial results: address and bytes.
     pub(super) scratch: (DevicePtr, u64),
-    /// Where the other branch of a fork starts: when keys are about to be read for decodes.
-    pub(super) branch: Option<&'a Crossings>,
-}
-
-/// Shared memory of a block that no other block of its kernel joins on a multiprocessor.
-const LONE_BLOCK_SHARED_BYTES: u32 = 120 << 10;
-
-/// Multiprocessors that decodes take while the other branch of a fork runs.
-pub(super) fn branch_multiprocessors(gpu: &Gpu) -> usize {
-    let tenths = std::env::var("TENTHS").map_or(30, |v| v.parse().unwrap_or(30));
-    gpu.num_multiprocessors() as usize * tenths / 100
 }
 
 /// A kernel without and with a window, a soft cap or slopes.
@@ -130,9 +118,7 @@ impl HeadKernels {
         };
         Ok(HeadKernels {
             head_dim,
-            decode: Variants::try_new(|variant| {
-                kernels(&format!("decode_{variant}"), decode_shared_bytes.max(LONE_BLOCK_SHARED_BYTES))
-            })?,
+            decode: Variants::try_new(|variant| kernels(&format!("decode_{variant}"), decode_shared_bytes))?,
             combine: kernels("combine_", 0)?,
             prompt: PromptAttention::new(gpu, modules, head_dim)?,
             decode_threads: (warps * 32) as u32,
@@ -159,7 +145,7 @@ impl Attention {
         step: &StepState,
         call: AttentionCall<'_>,
     ) -> BackendResult<()> {
-        let AttentionCall { qkv, shape, scoring, cache, layer, ref out, scratch, branch } = call;
+        let AttentionCall { qkv, shape, scoring, cache, layer, ref out, scratch } = call;
         check.cache(cache, layer, shape)?;
         let layout = *cache.layout();
         step.batch.check_cache(check, &layout)?;
@@ -196,27 +182,15 @@ impl Attention {
         };
         kernels.prompt.run(gpu, check, launch.prompt_tiles, &call, &params)?;
         let group = shape.num_heads / shape.num_kv_heads;
-        let num_works = launch.decode_items * shape.num_kv_heads * group.div_ceil(DECODE_HEADS);
-        let decode = match branch {
-            // All at once.
-            None => Launch {
-                grid: [num_works as u32, 1, 1],
-                threads: kernels.decode_threads,
-                shared_bytes: kernels.decode_shared_bytes,
-                overlaps: true,
-            },
-            // One block on each of some multiprocessors; the other branch's products have the rest.
-            Some(crossings) => {
-                crossings.fork(gpu)?;
-                let blocks = num_works.min(branch_multiprocessors(gpu));
-                let shared_bytes = kernels.decode_shared_bytes.max(LONE_BLOCK_SHARED_BYTES);
-                Launch {
-                    grid: [blocks as u32, 1, 1],
-                    threads: kernels.decode_threads,
-                    shared_bytes,
-                    overlaps: false,
-                }
-            }
+        let decode = Launch {
+            grid: [
+                launch.decode_items as u32,
+                shape.num_kv_heads as u32,
+                group.div_ceil(DECODE_HEADS) as u32,
+            ],
+            threads: kernels.decode_threads,
+            shared_bytes: kernels.decode_shared_bytes,
+            overlaps: true,
         };
         gpu.launch(check.operation, kernels.decode.get(&scoring, layout.dtype), decode, &params)?;
         let grid = [launch.split_rows as u32, shape.num_heads as u32, 1];

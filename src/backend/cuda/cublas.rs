@@ -46,25 +46,16 @@ pub(super) struct Operands {
     pub(super) out: DevicePtr,
 }
 
-/// What products of one branch of a fork use.
-#[derive(Clone, Copy)]
-struct Lane {
-    description: sys::cublasLtMatmulDesc_t,
-    workspace: DevicePtr,
-}
-
-/// A handle, its workspaces and the algorithms found so far.
+/// A handle, its workspace and the algorithms found so far.
 pub(super) struct CublasLt {
     handle: sys::cublasLtHandle_t,
-    /// Of the first branch or of no fork at all, and of the second, whose products leave some of the
-    /// multiprocessors to the first.
-    lanes: [Lane; 2],
+    description: sys::cublasLtMatmulDesc_t,
     preference: sys::cublasLtMatmulPreference_t,
+    workspace: DevicePtr,
     /// Fastest algorithm of each bucket, timed on the first shape that fell into it.
     timed: HashMap<ProductShape, sys::cublasLtMatmulAlgo_t>,
-    /// Algorithm of each shape and lane seen: its bucket's where that takes the shape, else, and always in the
-    /// second lane, cuBLASLt's first choice.
-    chosen: HashMap<(ProductShape, usize), sys::cublasLtMatmulAlgo_t>,
+    /// Algorithm of each shape seen: its bucket's where that takes the shape, else cuBLASLt's first choice.
+    chosen: HashMap<ProductShape, sys::cublasLtMatmulAlgo_t>,
 }
 
 // SAFETY: the handle may be used from any thread, by one at a time.
@@ -93,30 +84,27 @@ impl CublasLt {
         let handle = result::create_handle().map_err(fail)?;
         let mut library = CublasLt {
             handle,
-            lanes: [Lane { description: ptr::null_mut(), workspace: 0 }; 2],
+            description: ptr::null_mut(),
             preference: ptr::null_mut(),
+            workspace: 0,
             timed: HashMap::new(),
             chosen: HashMap::new(),
         };
         let (compute, scale) = (sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, sys::cudaDataType::CUDA_R_32F);
-        for lane in &mut library.lanes {
-            lane.description = result::create_matmul_desc(compute, scale).map_err(fail)?;
-        }
+        library.description = result::create_matmul_desc(compute, scale).map_err(fail)?;
         library.preference = result::create_matmul_pref().map_err(fail)?;
         // CUBLAS_OP_T, which these bindings do not name.
         let transpose = 1i32;
         let workspace_bytes = WORKSPACE_BYTES as usize;
         // SAFETY: both descriptors were just created; the values are read during the calls.
         unsafe {
-            for lane in &library.lanes {
-                result::set_matmul_desc_attribute(
-                    lane.description,
-                    sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA,
-                    ptr::from_ref(&transpose).cast(),
-                    size_of_val(&transpose),
-                )
-                .map_err(fail)?;
-            }
+            result::set_matmul_desc_attribute(
+                library.description,
+                sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA,
+                ptr::from_ref(&transpose).cast(),
+                size_of_val(&transpose),
+            )
+            .map_err(fail)?;
             result::set_matmul_pref_attribute(
                 library.preference,
                 sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
@@ -128,27 +116,9 @@ impl CublasLt {
         Ok(library)
     }
 
-    /// Sets the lanes' workspaces, [`WORKSPACE_BYTES`] of device memory each, and the multiprocessors that the
-    /// second lane's products are made for.
-    pub(super) fn reserve(
-        &mut self,
-        workspaces: [DevicePtr; 2],
-        num_multiprocessors: usize,
-    ) -> BackendResult<()> {
-        for (lane, workspace) in self.lanes.iter_mut().zip(workspaces) {
-            lane.workspace = workspace;
-        }
-        let count = num_multiprocessors as i32;
-        // SAFETY: the description lives; the value is read during the call.
-        let set = unsafe {
-            result::set_matmul_desc_attribute(
-                self.lanes[1].description,
-                sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_SM_COUNT_TARGET,
-                ptr::from_ref(&count).cast(),
-                size_of_val(&count),
-            )
-        };
-        set.or_else(|error| check(error.0))
+    /// Sets the workspace, [`WORKSPACE_BYTES`] of device memory.
+    pub(super) fn set_workspace(&mut self, workspace: DevicePtr) {
+        self.workspace = workspace;
     }
 
     /// `out = input * weight^T` with sums in single precision.
@@ -158,24 +128,19 @@ impl CublasLt {
         shape: ProductShape,
         operands: Operands,
     ) -> BackendResult<()> {
-        let lane_index = usize::from(gpu.is_in_second_branch());
-        let lane = self.lanes[lane_index];
-        if lane.workspace == 0 {
+        if self.workspace == 0 {
             return invalid("nothing was reserved".to_owned());
         }
         let layouts = Layouts::new(shape)?;
-        let algorithm = match self.chosen.get(&(shape, lane_index)) {
+        let algorithm = match self.chosen.get(&shape) {
             Some(algorithm) => *algorithm,
             None => {
-                let algorithm = match lane_index {
-                    0 => self.choose(gpu, shape, &layouts, operands)?,
-                    _ => self.candidates(lane, shape, &layouts)?[0],
-                };
-                self.chosen.insert((shape, lane_index), algorithm);
+                let algorithm = self.choose(gpu, shape, &layouts, operands)?;
+                self.chosen.insert(shape, algorithm);
                 algorithm
             }
         };
-        self.run(gpu, lane, &layouts, operands, &algorithm)
+        self.run(gpu, &layouts, operands, &algorithm)
     }
 
     fn choose(
@@ -191,7 +156,7 @@ impl CublasLt {
         {
             return Ok(*algorithm);
         }
-        let candidates = self.candidates(self.lanes[0], shape, layouts)?;
+        let candidates = self.candidates(shape, layouts)?;
         if self.timed.contains_key(&bucket) {
             return Ok(candidates[0]);
         }
@@ -209,7 +174,6 @@ impl CublasLt {
     /// Algorithms that cuBLASLt thinks fastest, best first; at least one.
     fn candidates(
         &self,
-        lane: Lane,
         shape: ProductShape,
         layouts: &Layouts,
     ) -> BackendResult<Vec<sys::cublasLtMatmulAlgo_t>> {
@@ -219,7 +183,7 @@ impl CublasLt {
         let status = unsafe {
             sys::cublasLtMatmulAlgoGetHeuristic(
                 self.handle,
-                lane.description,
+                self.description,
                 layouts.weight,
                 layouts.input,
                 layouts.out,
@@ -247,7 +211,7 @@ impl CublasLt {
         let status = unsafe {
             sys::cublasLtMatmulAlgoCheck(
                 self.handle,
-                self.lanes[0].description,
+                self.description,
                 layouts.weight,
                 layouts.input,
                 layouts.out,
@@ -267,11 +231,10 @@ impl CublasLt {
         algorithm: &sys::cublasLtMatmulAlgo_t,
     ) -> BackendResult<f32> {
         let (start, end) = (Event::new(gpu, true)?, Event::new(gpu, true)?);
-        let lane = self.lanes[0];
-        self.run(gpu, lane, layouts, operands, algorithm)?;
+        self.run(gpu, layouts, operands, algorithm)?;
         start.record(gpu)?;
         for _ in 0..NUM_TIMED_RUNS {
-            self.run(gpu, lane, layouts, operands, algorithm)?;
+            self.run(gpu, layouts, operands, algorithm)?;
         }
         end.record(gpu)?;
         end.wait(OPERATION, gpu)?;
@@ -281,7 +244,6 @@ impl CublasLt {
     fn run(
         &self,
         gpu: &Gpu,
-        lane: Lane,
         layouts: &Layouts,
         operands: Operands,
         algorithm: &sys::cublasLtMatmulAlgo_t,
@@ -289,11 +251,11 @@ impl CublasLt {
         let (one, zero) = (1.0f32, 0.0f32);
         let pointer = |address: DevicePtr| address as *mut c_void;
         // SAFETY: all descriptors live; the matrices have the layouts' sizes, which the caller has checked; the
-        // lane's workspace has `WORKSPACE_BYTES` and belongs to its stream alone.
+        // workspace has `WORKSPACE_BYTES` and belongs to this stream alone.
         let result = unsafe {
             result::matmul(
                 self.handle,
-                lane.description,
+                self.description,
                 ptr::from_ref(&one).cast(),
                 ptr::from_ref(&zero).cast(),
                 pointer(operands.weight),
@@ -305,7 +267,7 @@ impl CublasLt {
                 pointer(operands.out),
                 layouts.out,
                 algorithm,
-                pointer(lane.workspace),
+                pointer(self.workspace),
                 WORKSPACE_BYTES as usize,
                 gpu.stream().cast(),
             )
@@ -325,10 +287,8 @@ impl Drop for CublasLt {
             if !self.preference.is_null() {
                 let _ = result::destroy_matmul_pref(self.preference);
             }
-            for lane in self.lanes {
-                if !lane.description.is_null() {
-                    let _ = result::destroy_matmul_desc(lane.description);
-                }
+            if !self.description.is_null() {
+                let _ = result::destroy_matmul_desc(self.description);
             }
             let _ = result::destroy_handle(self.handle);
         }

@@ -128,11 +128,6 @@ impl Gpu {
         self.stream.get()
     }
 
-    /// Whether operations are put on the second stream.
-    pub(super) fn is_in_second_branch(&self) -> bool {
-        self.stream.get() != self.main_stream
-    }
-
     /// Puts operations on the first stream again, whatever was under way.
     pub(super) fn leave_branch(&self) {
         self.stream.set(self.main_stream);

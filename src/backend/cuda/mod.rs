@@ -23,6 +23,7 @@ mod plan;
 mod prompt_attention;
 mod rope;
 mod sample;
+mod staging;
 mod tensor;
 mod warm_up;
 
@@ -31,7 +32,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub use tensor::{KvCache, Tensor};
 
 use self::activation::Activations;
-use self::attention::{Attention, AttentionCall, DeviceScoring, branch_multiprocessors};
+use self::attention::{Attention, AttentionCall, DeviceScoring};
 use self::batch::StepState;
 use self::cublas::{CublasLt, Operands, ProductShape};
 use self::driver::{DevicePtr, Event, Gpu};
@@ -43,6 +44,7 @@ use self::modules::Modules;
 use self::norm::Norms;
 use self::rope::{Rope, RopeAndWriteKv};
 use self::sample::Sampler;
+use self::staging::Staging;
 use self::tensor::{Checker, to_u32};
 use super::{
     Activate, Alibi, AttentionShape, Backend, BackendError, BackendLimits, BackendResult, Batch, DType,
@@ -52,8 +54,6 @@ use crate::error::{Error, Result, Status};
 
 /// Memory that operations share: partial results of attention, or gathered rows for the logits.
 const SCRATCH_BYTES: u64 = 32 << 20;
-/// Pinned memory through which weights are written, in two halves: one is copied while the other is filled.
-const STAGING_BYTES: usize = 8 << 20;
 /// Keys of a block that kernels load together; block sizes are multiples of it.
 const BLOCK_SIZE_MULTIPLE: usize = 16;
 
@@ -85,44 +85,17 @@ struct Reserved {
     sampler: Sampler,
     scratch: DevicePtr,
     crossings: Crossings,
-    /// Of the fork that is under way.
-    branching: Branching,
 }
 
 impl Reserved {
-    /// How the branches of a fork run in the loaded step.
-    fn branching(&self) -> Branching {
-        let launch = &self.step.batch.launch;
-        if Linear::fuses_activation(launch.tokens) {
-            // Launches of a step that is not recorded are too slow to gain anything.
-            return if self.step.is_recording { Branching::Whole } else { Branching::Sequential };
-        }
-        if std::env::var("NOBRANCH").is_ok() {
-            return Branching::Sequential;
-        }
-        match launch.tokens >= MIN_BRANCH_TOKENS && launch.decode_items >= MIN_BRANCH_DECODES {
-            true => Branching::BesideDecodes,
-            false => Branching::Sequential,
-        }
+    /// The crossings where branches run at the same time: in recorded steps of few rows, whose products leave the
+    /// device's bandwidth idle while attention waits for memory, and use nothing that both branches would write.
+    /// Launches of a step that is not recorded are too slow to gain anything.
+    fn crossings(&self) -> Option<&Crossings> {
+        let is_small = Linear::fuses_activation(self.step.batch.launch.tokens);
+        (self.step.is_recording && is_small).then_some(&self.crossings)
     }
 }
-
-/// How the branches of a fork run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum Branching {
-    /// One after the other.
-    #[default]
-    Sequential,
-    /// At the same time, in steps of few rows: while one waits for memory, the other uses its bandwidth.
-    Whole,
-    /// The second starts when attention is about to read the keys of decodes. Reading is left to some of the
-    /// multiprocessors, which is enough for most of the memory's bandwidth, while products run on the others.
-    BesideDecodes,
-}
-
-/// Fewest tokens and decodes of a step for [`Branching::BesideDecodes`]: products that compute more than they read.
-const MIN_BRANCH_TOKENS: usize = 256;
-const MIN_BRANCH_DECODES: usize = 32;
 
 struct Kernels {
     embed: Embed,
@@ -255,7 +228,7 @@ impl Backend for Cuda {
         StepState::device_bytes(limits, num_multiprocessors)
             + Sampler::device_bytes(limits)
             + SCRATCH_BYTES
-            + 2 * cublas::WORKSPACE_BYTES
+            + cublas::WORKSPACE_BYTES
     }
 
     fn available_bytes(&self) -> Option<u64> {
@@ -273,12 +246,10 @@ impl Backend for Cuda {
         let step = StepState::new(gpu, modules, arena, limits, *kv_layout)?;
         let sampler = Sampler::new(gpu, modules, arena, limits)?;
         let scratch = arena.alloc(gpu, SCRATCH_BYTES, "workspace")?;
-        let mut workspace = || arena.alloc(gpu, cublas::WORKSPACE_BYTES, "workspace of cuBLASLt");
-        let workspaces = [workspace()?, workspace()?];
-        let branch_multiprocessors = gpu.num_multiprocessors() as usize - branch_multiprocessors(gpu);
-        self.kernels.linear.cublas.reserve(workspaces, branch_multiprocessors)?;
+        let workspace = arena.alloc(gpu, cublas::WORKSPACE_BYTES, "workspace of cuBLASLt")?;
+        self.kernels.linear.cublas.set_workspace(workspace);
         let crossings = Crossings::new(gpu)?;
-        self.state = Some(Reserved { step, sampler, scratch, crossings, branching: Branching::Sequential });
+        self.state = Some(Reserved { step, sampler, scratch, crossings });
         Ok(())
     }
 
@@ -412,24 +383,17 @@ impl Backend for Cuda {
 
     fn fork(&mut self) -> BackendResult<()> {
         let (_, gpu, reserved, _) = self.reserved("fork")?;
-        reserved.branching = reserved.branching();
-        if reserved.branching == Branching::Whole { reserved.crossings.fork(gpu) } else { Ok(()) }
+        reserved.crossings().map_or(Ok(()), |crossings| crossings.fork(gpu))
     }
 
     fn next_branch(&mut self) -> BackendResult<()> {
         let (_, gpu, reserved, _) = self.reserved("next_branch")?;
-        match reserved.branching {
-            Branching::Sequential => Ok(()),
-            Branching::Whole | Branching::BesideDecodes => reserved.crossings.next_branch(gpu),
-        }
+        reserved.crossings().map_or(Ok(()), |crossings| crossings.next_branch(gpu))
     }
 
     fn join(&mut self) -> BackendResult<()> {
         let (_, gpu, reserved, _) = self.reserved("join")?;
-        match std::mem::take(&mut reserved.branching) {
-            Branching::Sequential => Ok(()),
-            Branching::Whole | Branching::BesideDecodes => reserved.crossings.join(gpu),
-        }
+        reserved.crossings().map_or(Ok(()), |crossings| crossings.join(gpu))
     }
 
     fn embed(&mut self, embedding: &Embedding<'_, Tensor>, out: &mut Tensor) -> BackendResult<()> {
@@ -512,9 +476,8 @@ impl Backend for Cuda {
         };
         let (check, gpu, reserved, kernels) = self.reserved("attention")?;
         let scratch = (reserved.scratch, SCRATCH_BYTES);
-        let branch = (reserved.branching == Branching::BesideDecodes).then_some(&reserved.crossings);
         let scoring = DeviceScoring { scoring, alibi_slopes };
-        let call = AttentionCall { qkv, shape, scoring, cache, layer, out, scratch, branch };
+        let call = AttentionCall { qkv, shape, scoring, cache, layer, out, scratch };
         kernels.attention.run(gpu, check, &reserved.step, call)
     }
 
@@ -605,57 +568,5 @@ impl Backend for Cuda {
         let (check, gpu, reserved, _) = self.reserved("collect")?;
         gpu.bind()?;
         reserved.sampler.collect(gpu, check)
-    }
-}
-
-/// Two pinned halves through which large data passes.
-struct Staging {
-    halves: [(Pinned, Event); 2],
-    next: usize,
-}
-
-impl Staging {
-    fn new(gpu: &Gpu) -> BackendResult<Staging> {
-        let half = || Ok((Pinned::new(gpu, STAGING_BYTES / 2)?, Event::new(gpu, false)?));
-        Ok(Staging { halves: [half()?, half()?], next: 0 })
-    }
-
-    /// Copies `bytes` to `target`; they may be reused at once, and later work on the stream sees them.
-    fn write(&mut self, gpu: &Gpu, target: DevicePtr, bytes: &[u8]) -> BackendResult<()> {
-        gpu.bind()?;
-        for (index, chunk) in bytes.chunks(STAGING_BYTES / 2).enumerate() {
-            let (pinned, copied) = &mut self.halves[self.next];
-            self.next ^= 1;
-            copied.wait("write_rows", gpu)?;
-            pinned.bytes_mut()[..chunk.len()].copy_from_slice(chunk);
-            let offset = (index * (STAGING_BYTES / 2)) as u64;
-            // SAFETY: pinned memory that is not written before `copied` has passed; the caller has checked that
-            // the target has room.
-            unsafe { gpu.upload(target + offset, pinned.as_ptr(), chunk.len())? };
-            copied.record(gpu)?;
-        }
-        Ok(())
-    }
-
-    /// Hands `num_bytes` bytes from `source` on to `take`, piece by piece.
-    fn read(
-        &mut self,
-        gpu: &Gpu,
-        source: DevicePtr,
-        num_bytes: usize,
-        mut take: impl FnMut(&[u8]),
-    ) -> BackendResult<()> {
-        gpu.bind()?;
-        let (pinned, copied) = &mut self.halves[0];
-        copied.wait("read_rows", gpu)?;
-        for first in (0..num_bytes).step_by(pinned.len()) {
-            let count = pinned.len().min(num_bytes - first);
-            // SAFETY: pinned memory with room, read after the stream has finished; the caller has checked the
-            // source.
-            unsafe { gpu.download(pinned.as_mut_ptr(), source + first as u64, count)? };
-            gpu.synchronize()?;
-            take(&pinned.bytes()[..count]);
-        }
-        Ok(())
     }
 }
