@@ -411,9 +411,9 @@ typedef struct {
     const char *device;
     /// Length of device in bytes, or IFL_NUL_TERMINATED, the default.
     uint64_t device_len;
-    /// Sequences that can be in one step; default 64.
+    /// Sequences that can be in one step; default 64, on CUDA 256.
     uint32_t max_num_sequences;
-    /// Tokens that one step runs at most, over all sequences; default 512.
+    /// Tokens that one step runs at most, over all sequences; default 512, on CUDA 8192.
     uint32_t max_batched_tokens;
     /// Longest prompt plus output of one request in tokens; default: what the model was trained for.
     uint32_t max_model_len;

@@ -90,10 +90,10 @@ pub struct EngineOptions {
     pub device: String,
     /// Weight dtype.
     pub dtype: DTypeChoice,
-    /// Sequences that can be in one step. At least 1.
+    /// Sequences that can be in one step; 0: 64, on CUDA 256.
     pub max_num_sequences: usize,
     /// Token budget of one step: decodes first, then chunks of prompts. Above
-    /// `max_num_sequences`.
+    /// `max_num_sequences`; 0: 512, on CUDA 8192.
     pub max_batched_tokens: usize,
     /// Longest prompt plus output, in tokens; 0: what the model was trained for.
     pub max_model_len: usize,
@@ -124,8 +124,8 @@ impl EngineOptions {
             random_weights: None,
             device: "auto".to_owned(),
             dtype: DTypeChoice::Auto,
-            max_num_sequences: 64,
-            max_batched_tokens: 512,
+            max_num_sequences: 0,
+            max_batched_tokens: 0,
             max_model_len: 0,
             kv_block_size: 0,
             kv_cache_bytes: 0,

@@ -315,7 +315,7 @@ fn requests_that_can_never_run_are_refused_by_name() {
 fn options_that_make_no_sense_are_refused_by_name() {
     type Change = fn(&mut EngineOptions);
     let cases: [(&str, Change); 5] = [
-        ("max_num_sequences", |options| options.max_num_sequences = 0),
+        ("max_num_sequences", |options| options.max_num_sequences = 1 << 20),
         ("kv_block_size", |options| options.kv_block_size = 17),
         ("max_batched_tokens", |options| options.max_batched_tokens = 3),
         ("device", |options| options.device = "tpu".to_owned()),

@@ -189,7 +189,9 @@ fn bench_decode() {
     let skewed = |count: usize| -> Vec<usize> {
         (0..count).map(|row| if row % 16 == 0 { 8192 } else { 546 + row }).collect()
     };
-    let cases: [(&str, (usize, usize), usize, Vec<usize>); 9] = [
+    // What it shows, heads, size of a head, contexts.
+    type Case = (&'static str, (usize, usize), usize, Vec<usize>);
+    let cases: [Case; 9] = [
         ("1 x 1024", (32, 8), 128, vec![1024]),
         ("1 x 16384", (32, 8), 128, vec![16_384]),
         ("16 x 1024", (32, 8), 128, vec![1024; 16]),

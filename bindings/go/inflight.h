@@ -411,20 +411,21 @@ typedef struct {
     const char *device;
     /// Length of device in bytes, or IFL_NUL_TERMINATED, the default.
     uint64_t device_len;
-    /// Sequences that can be in one step; default 64.
+    /// Sequences that can be in one step; default 64, on CUDA 256.
     uint32_t max_num_sequences;
-    /// Tokens that one step runs at most, over all sequences; default 512.
+    /// Tokens that one step runs at most, over all sequences; default 512, on CUDA 8192.
     uint32_t max_batched_tokens;
     /// Longest prompt plus output of one request in tokens; default: what the model was trained for.
     uint32_t max_model_len;
     /// Tokens in a block of the KV cache, a multiple of 16; default 64.
     uint32_t kv_block_size;
     /// Bytes for the KV cache, per device; default: enough for max_num_sequences full contexts, at most a
-    /// quarter of the memory that is available.
+    /// quarter of the memory that the host has available, or what weights and workspace leave of nine tenths
+    /// of a CUDA device's free memory.
     uint64_t kv_cache_bytes;
     /// Hard limit in bytes on weights, KV cache and workspace together, per device; default: none.
     uint64_t memory_limit_bytes;
-    /// Compute threads of the CPU backend; default: one per core.
+    /// Compute threads of the CPU backend, and threads that load weights; default: one per core.
     uint32_t num_threads;
     /// Requests that can be accepted and not yet ended; one more gets IFL_BUSY. Default 4096.
     uint32_t max_queued_requests;

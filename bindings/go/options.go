@@ -20,9 +20,9 @@ type Options struct {
 	Device string
 	// DType is the type to keep weights in.
 	DType DType
-	// MaxNumSequences is the number of sequences that can be in one step; default 64.
+	// MaxNumSequences is the number of sequences that can be in one step; default 64, on CUDA 256.
 	MaxNumSequences int
-	// MaxBatchedTokens is the number of tokens that one step runs at most; default 512.
+	// MaxBatchedTokens is the number of tokens that one step runs at most; default 512, on CUDA 8192.
 	MaxBatchedTokens int
 	// MaxModelLen is the longest prompt plus output of one request in tokens; default: what the model was
 	// trained for.

@@ -67,9 +67,9 @@ pub struct ifl_engine_options {
     pub device: *const c_char,
     /// Length of device in bytes, or IFL_NUL_TERMINATED, the default.
     pub device_len: u64,
-    /// Sequences that can be in one step; default 64.
+    /// Sequences that can be in one step; default 64, on CUDA 256.
     pub max_num_sequences: u32,
-    /// Tokens that one step runs at most, over all sequences; default 512.
+    /// Tokens that one step runs at most, over all sequences; default 512, on CUDA 8192.
     pub max_batched_tokens: u32,
     /// Longest prompt plus output of one request in tokens; default: what the model was trained for.
     pub max_model_len: u32,

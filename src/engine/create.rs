@@ -90,8 +90,9 @@ impl Device {
 
 /// Loads what `options` name.
 pub(super) fn load(options: &EngineOptions) -> Result<EngineParts> {
-    check(options)?;
-    match choose_device(options)? {
+    let (device, options) = settle(options)?;
+    let options = &options;
+    match device {
         Device::Auto | Device::Cpu => model::load(cpu_target(options)?, options),
         #[cfg(feature = "cuda")]
         Device::Cuda(ordinal) => model::load(cuda_target(ordinal, options)?, options),
@@ -103,8 +104,9 @@ pub(super) fn load(options: &EngineOptions) -> Result<EngineParts> {
 
 /// Computes what [`load`] would reserve.
 pub(super) fn plan(options: &EngineOptions) -> Result<MemoryPlan> {
-    check(options)?;
-    match choose_device(options)? {
+    let (device, options) = settle(options)?;
+    let options = &options;
+    match device {
         Device::Auto | Device::Cpu => model::plan(&cpu_target(options)?, options),
         #[cfg(feature = "cuda")]
         Device::Cuda(ordinal) => model::plan(&cuda_target(ordinal, options)?, options),
@@ -112,6 +114,25 @@ pub(super) fn plan(options: &EngineOptions) -> Result<MemoryPlan> {
         Device::Cuda(_) => Err(no_cuda()),
         Device::Echo(_) => Ok(plan_echo(options)),
     }
+}
+
+/// The device, and options without anything that is left to it.
+fn settle(options: &EngineOptions) -> Result<(Device, EngineOptions)> {
+    let device = choose_device(options)?;
+    let (num_sequences, num_tokens) = match device {
+        // Enough rows to read weights once for many, and prompts in pieces that fill the device.
+        Device::Cuda(_) => (256, 8192),
+        Device::Auto | Device::Cpu | Device::Echo(_) => (64, 512),
+    };
+    let or = |value: usize, default: usize| if value == 0 { default } else { value };
+    let max_num_sequences = or(options.max_num_sequences, num_sequences);
+    let max_batched_tokens = match options.max_batched_tokens {
+        0 => num_tokens.max(max_num_sequences.saturating_mul(2)),
+        tokens => tokens,
+    };
+    let options = EngineOptions { max_num_sequences, max_batched_tokens, ..options.clone() };
+    check(&options)?;
+    Ok((device, options))
 }
 
 /// The device that the options name, [`Device::Auto`] settled: a CUDA device that this build can use, unless the
@@ -163,8 +184,6 @@ fn no_cuda() -> Error {
 /// Refuses options that no model could make sense of.
 fn check(options: &EngineOptions) -> Result<()> {
     let positive = [
-        ("max_num_sequences", options.max_num_sequences),
-        ("max_batched_tokens", options.max_batched_tokens),
         ("max_queued_requests", options.max_queued_requests),
         ("max_unread_tokens", options.max_unread_tokens),
     ];

@@ -29,10 +29,10 @@ namespace Inflight
         /// <summary>Type to keep weights in.</summary>
         public DType DType { get; set; }
 
-        /// <summary>Sequences that can be in one step; default 64.</summary>
+        /// <summary>Sequences that can be in one step; default 64, on CUDA 256.</summary>
         public uint MaxNumSequences { get; set; }
 
-        /// <summary>Tokens that one step runs at most; default 512.</summary>
+        /// <summary>Tokens that one step runs at most; default 512, on CUDA 8192.</summary>
         public uint MaxBatchedTokens { get; set; }
 
         /// <summary>Longest prompt plus output of one request in tokens; default: what the model was trained

@@ -173,7 +173,7 @@ mod tests {
             rows in proptest::collection::vec((1u32..200, 0u32..9000), 1..40),
             target in 1usize..300,
         ) {
-            let num_tokens = |tokens: u32, past: u32| if past % 3 == 0 { tokens } else { 1 };
+            let num_tokens = |tokens: u32, past: u32| if past.is_multiple_of(3) { tokens } else { 1 };
             let rows = rows.iter().map(|&(tokens, past)| (num_tokens(tokens, past), past));
             let rows: Vec<(u32, u32)> = rows.map(|(tokens, past)| (tokens, past + tokens)).collect();
             let plan = plan(&rows, target);

@@ -32,12 +32,12 @@ pub struct EngineArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub max_model_len: usize,
 
-    /// Sequences that may run in one step
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    /// Sequences that may run in one step; 0: 64, on CUDA 256
+    #[arg(long, value_name = "N", default_value_t = 0)]
     pub max_sequences: usize,
 
-    /// Tokens in one step: a token for each running sequence first, then chunks of prompts
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    /// Tokens in one step: one for each running sequence first, then chunks of prompts; 0: 512, on CUDA 8192
+    #[arg(long, value_name = "N", default_value_t = 0)]
     pub max_batched_tokens: usize,
 
     /// Memory of the KV cache, such as 512MiB; 0: chosen from --max-sequences and the free memory

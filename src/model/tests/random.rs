@@ -15,7 +15,7 @@ fn source(name: &str, shape: &[usize], dtype: DType) -> Source {
     let (&columns, rows) = shape.split_last().unwrap();
     let rows = rows.first().copied().unwrap_or(1);
     let tensor = ExpectedTensor { name: name.to_owned(), shape: shape.to_vec() };
-    let part = Part { tensor, runs: vec![0..rows], orientation: Orientation::OutIn };
+    let part = Part { tensor, runs: std::iter::once(0..rows).collect(), orientation: Orientation::OutIn };
     Source { parts: vec![part], rows, columns, dtype, adjustment: Adjustment::None }
 }
 

@@ -9,6 +9,9 @@ use crate::failure::Failure;
 use crate::options::EngineArgs;
 use crate::workload::{Lengths, read_trace};
 
+/// Largest warm-up where the sequences in one step are left to the device.
+const DEFAULT_WARMUP_MAX: usize = 256;
+
 const EXAMPLES: &str = "\
 Examples:
   inflight bench model.gguf --requests 16 --input-len 128 --output-len 128
@@ -206,7 +209,11 @@ impl BenchArgs {
             Load::SingleStream => 1,
             Load::Closed(concurrency) => *concurrency,
         });
-        let highest = in_flight.max().unwrap_or(1).min(num_requests).min(self.engine.max_sequences);
+        let max_sequences = match self.engine.max_sequences {
+            0 => DEFAULT_WARMUP_MAX,
+            max_sequences => max_sequences,
+        };
+        let highest = in_flight.max().unwrap_or(1).min(num_requests).min(max_sequences);
         self.warmup.unwrap_or(highest)
     }
 }

@@ -133,18 +133,15 @@ pub fn heading(args: &BenchArgs, model: &ModelInfo, workload: &[Lengths]) -> Vec
             format!("{} x {input} in, {output} out", workload.len())
         }
     };
-    let threads = match args.engine.threads {
-        0 => "auto".to_owned(),
-        threads => threads.to_string(),
-    };
+    let or_auto = |number: usize| if number == 0 { "auto".to_owned() } else { number.to_string() };
     vec![
         ("model", args.model().display().to_string()),
         ("weights", if args.random_weights.is_some() { "random" } else { "the model's" }.to_owned()),
         ("device", model.device.clone()),
         ("dtype", args.engine.dtype.name().to_owned()),
-        ("threads", threads),
-        ("max_sequences", args.engine.max_sequences.to_string()),
-        ("batched_tokens", args.engine.max_batched_tokens.to_string()),
+        ("threads", or_auto(args.engine.threads)),
+        ("max_sequences", or_auto(args.engine.max_sequences)),
+        ("batched_tokens", or_auto(args.engine.max_batched_tokens)),
         ("requests", lengths),
         ("seed", args.seed.to_string()),
     ]
