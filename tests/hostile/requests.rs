@@ -177,7 +177,7 @@ fn a_request_whose_every_token_is_suppressed_ends() {
 #[test]
 fn options_out_of_range_are_refused_by_name() {
     type Edit = fn(&mut EngineOptions);
-    let cases: [(&str, Edit); 13] = [
+    let cases: [(&str, Edit); 12] = [
         ("max_num_sequences", |o| o.max_num_sequences = usize::MAX),
         ("max_batched_tokens", |o| o.max_batched_tokens = usize::MAX),
         ("max_batched_tokens", |o| o.max_batched_tokens = 1),
