@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Tests or measures the CUDA backend on this machine's first GPU: gpu-check.sh BINARY [tests|sanitize|bench]...
-# For tests and sanitize, BINARY is what `cargo test --features cuda --test gpu --no-run` built, here or elsewhere;
-# for bench, the tool: `cargo build --release --features cuda --bin inflight`. What bench prints goes to the folder
+# For tests and sanitize, BINARY is what `cargo test --test gpu --no-run` built, here or elsewhere;
+# for bench, the tool: `cargo build --release --bin inflight`. What bench prints goes to the folder
 # $OUT too, if that is set, as a JSON file per row of benches/RESULTS.md. It takes:
 #   TRACE     a JSON array of [input, output] lengths for the trace's rows, which are left out without it
 #   REPEATS   runs of each row; default 3

@@ -1,7 +1,7 @@
 //! Times the CUDA backend's operations and whole decode steps of the Llama-3-8B shape with random weights, and
 //! prints each as a share of what the card can do. Host-launched: every figure includes launches.
 //!
-//! `cargo bench --features cuda --bench ops_cuda`; arguments choose sections: `linear`, `decode`, `prompt`, `small`,
+//! `cargo bench --bench ops_cuda`; arguments choose sections: `linear`, `decode`, `prompt`, `small`,
 //! `step`.
 
 use std::time::Instant;
