@@ -167,7 +167,7 @@ typedef enum {
     IFL_PROMPT_TOO_LONG = 6,
     /// The chat template refused the messages or went over its limits of time and output.
     IFL_TEMPLATE_FAILED = 7,
-    /// No request of this id is in flight.
+    /// No request of this id is in flight. No function returns it in this version.
     IFL_UNKNOWN_REQUEST = 8,
     /// A file of the model is missing.
     IFL_MODEL_NOT_FOUND = 100,
@@ -259,7 +259,8 @@ typedef enum {
     /// prompt is what a user says to a chat model; the model's chat template is put around it.
     IFL_PROMPT_USER = 2,
     /// prompt is a JSON array of chat messages, such as [{"role": "user", "content": "Hello"}], which the
-    /// model's chat template renders. Content cannot spell special tokens.
+    /// model's chat template renders. Content cannot spell special tokens. Malformed messages are
+    /// IFL_INVALID_ARGUMENT; what the template itself refuses is IFL_TEMPLATE_FAILED.
     IFL_PROMPT_CHAT = 3,
     /// prompt_tokens are token ids.
     IFL_PROMPT_TOKENS = 4,
@@ -405,8 +406,9 @@ typedef struct {
     const char *model;
     /// Length of model in bytes, or IFL_NUL_TERMINATED, the default.
     uint64_t model_len;
-    /// "auto" (the default), "cpu", "cuda", "cuda:0", "cuda:0,1" (more than one: tensor parallel), or "echo",
-    /// which needs no model and answers with the prompt, byte for byte ("echo:1000": 1000 microseconds a
+    /// "auto" (the default: the first CUDA device that can be used, or else the CPU), "cpu", "cuda", "cuda:0",
+    /// "cuda:0,1" (more than one: not supported yet), or "echo", which needs no model and answers with the
+    /// prompt, byte for byte, and an end-of-sequence token without text ("echo:1000": 1000 microseconds a
     /// step).
     const char *device;
     /// Length of device in bytes, or IFL_NUL_TERMINATED, the default.
@@ -630,7 +632,7 @@ typedef struct {
     uint64_t num_steps;
     /// Counter: prompt tokens run, again after a preemption included.
     uint64_t num_prompt_tokens;
-    /// Counter: tokens produced.
+    /// Counter: tokens sampled, those discarded because their request had ended included.
     uint64_t num_output_tokens;
     /// Counter: requests accepted.
     uint64_t num_accepted;
@@ -955,7 +957,8 @@ ifl_status ifl_queue_poll(ifl_queue *queue,
                           ifl_error **error);
 
 /// A descriptor that is readable (poll, select, epoll: POLLIN) while events wait in the queue or the engine
-/// has ended; then call ifl_queue_poll with timeout 0.
+/// has ended; then call ifl_queue_poll with timeout 0. Once the engine has ended it stays readable for ever, also
+/// where it had ended before this call: stop watching it at the first IFL_CLOSED.
 ///
 /// - queue: the queue.
 /// - fd: receives the descriptor, the same at each call. It belongs to the queue and is closed by

@@ -78,7 +78,7 @@ pub struct ifl_stats {
     pub num_steps: u64,
     /// Counter: prompt tokens run, again after a preemption included.
     pub num_prompt_tokens: u64,
-    /// Counter: tokens produced.
+    /// Counter: tokens sampled, those discarded because their request had ended included.
     pub num_output_tokens: u64,
     /// Counter: requests accepted.
     pub num_accepted: u64,

@@ -61,8 +61,9 @@ pub struct ifl_engine_options {
     pub model: *const c_char,
     /// Length of model in bytes, or IFL_NUL_TERMINATED, the default.
     pub model_len: u64,
-    /// "auto" (the default), "cpu", "cuda", "cuda:0", "cuda:0,1" (more than one: tensor parallel), or "echo",
-    /// which needs no model and answers with the prompt, byte for byte ("echo:1000": 1000 microseconds a
+    /// "auto" (the default: the first CUDA device that can be used, or else the CPU), "cpu", "cuda", "cuda:0",
+    /// "cuda:0,1" (more than one: not supported yet), or "echo", which needs no model and answers with the
+    /// prompt, byte for byte, and an end-of-sequence token without text ("echo:1000": 1000 microseconds a
     /// step).
     pub device: *const c_char,
     /// Length of device in bytes, or IFL_NUL_TERMINATED, the default.

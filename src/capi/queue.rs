@@ -67,7 +67,8 @@ pub extern "C" fn ifl_queue_poll(
 }
 
 /// A descriptor that is readable (poll, select, epoll: POLLIN) while events wait in the queue or the engine
-/// has ended; then call ifl_queue_poll with timeout 0.
+/// has ended; then call ifl_queue_poll with timeout 0. Once the engine has ended it stays readable for ever, also
+/// where it had ended before this call: stop watching it at the first IFL_CLOSED.
 ///
 /// - queue: the queue.
 /// - fd: receives the descriptor, the same at each call. It belongs to the queue and is closed by

@@ -27,7 +27,8 @@ pub enum ifl_prompt_kind_value {
     /// prompt is what a user says to a chat model; the model's chat template is put around it.
     IFL_PROMPT_USER = 2,
     /// prompt is a JSON array of chat messages, such as [{"role": "user", "content": "Hello"}], which the
-    /// model's chat template renders. Content cannot spell special tokens.
+    /// model's chat template renders. Content cannot spell special tokens. Malformed messages are
+    /// IFL_INVALID_ARGUMENT; what the template itself refuses is IFL_TEMPLATE_FAILED.
     IFL_PROMPT_CHAT = 3,
     /// prompt_tokens are token ids.
     IFL_PROMPT_TOKENS = 4,

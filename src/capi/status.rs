@@ -40,7 +40,7 @@ pub enum ifl_status_value {
     IFL_PROMPT_TOO_LONG = 6,
     /// The chat template refused the messages or went over its limits of time and output.
     IFL_TEMPLATE_FAILED = 7,
-    /// No request of this id is in flight.
+    /// No request of this id is in flight. No function returns it in this version.
     IFL_UNKNOWN_REQUEST = 8,
     /// A file of the model is missing.
     IFL_MODEL_NOT_FOUND = 100,
