@@ -13,7 +13,7 @@ setup_go() {
 }
 
 # with_library COMMAND...: go commands that link with the installed library.
-with_library() { CGO_LDFLAGS="-L$prefix/lib -Wl,-rpath,$prefix/lib" "$@"; }
+with_library() { CGO_LDFLAGS="'-L$prefix/lib' '-Wl,-rpath,$prefix/lib'" "$@"; }
 
 # go_tests FOLDER ARGUMENT...: go test, with a last line that counts test functions and examples.
 go_tests() {
@@ -37,7 +37,7 @@ go_lints() {
 check_go_readme() {
   local folder=$work/readme-go
   "$root/tests/readme.sh" "$root/bindings/go/README.md" go "$folder" || return 1
-  printf 'module readme\n\ngo %s\n\nrequire %s v0.0.0\n\nreplace %s => %s\n' "$go_least" \
+  printf 'module readme\n\ngo %s\n\nrequire %s v0.0.0\n\nreplace %s => "%s"\n' "$go_least" \
     "$go_module" "$go_module" "$root/bindings/go" >"$folder/go.mod"
   [[ $(cd "$folder" && with_library go run 1.go) == *sky* ]]
 }

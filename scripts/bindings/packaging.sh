@@ -72,16 +72,17 @@ check_consumer() {
 
 # with_pkg_config OPTION...: C and C++ programs that are built with what pkg-config says.
 with_pkg_config() {
-  local flags rpath=(-Xlinker -rpath -Xlinker "$moved/lib")
+  local flags options rpath=(-Xlinker -rpath -Xlinker "$moved/lib")
   flags=$(PKG_CONFIG_PATH=$moved/lib/pkgconfig pkg-config --cflags --libs "$@" inflight) || return 1
   # To link statically is to name the archive: -l alone prefers the shared library beside it.
   if [ "${1:-}" = --static ]; then
     flags=${flags/-linflight/-l:libinflight.a}
     rpath=()
   fi
-  # shellcheck disable=SC2086
-  cc -std=c99 "$root/tests/packaging/consumer.c" -o "$work/consumer-c" $flags "${rpath[@]}" &&
-    c++ -std=c++17 "$root/tests/packaging/consumer.cpp" -o "$work/consumer-cpp" $flags "${rpath[@]}" &&
+  # pkg-config escapes what the shell would split.
+  eval "options=($flags)"
+  cc -std=c99 "$root/tests/packaging/consumer.c" -o "$work/consumer-c" "${options[@]}" "${rpath[@]}" &&
+    c++ -std=c++17 "$root/tests/packaging/consumer.cpp" -o "$work/consumer-cpp" "${options[@]}" "${rpath[@]}" &&
     "$work/consumer-c" && "$work/consumer-cpp"
 }
 

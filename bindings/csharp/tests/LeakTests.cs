@@ -49,17 +49,17 @@ namespace Inflight.Tests
         public static void AnEngineThatIsDroppedIsClosed()
         {
             int before = NumThreads();
-            Check(5, () =>
+            Check(20, () =>
             {
-                for (int i = 0; i < 5; i++)
+                for (int i = 0; i < 20; i++)
                 {
                     Engine engine = Open.Echo();
                     Watch(engine);
                     Answer.Of(engine, new Request { Prompt = Prompt.Text("x") });
                 }
-            });
-            // Its own threads, and the one that took its events.
-            Expect.Soon("the engines' threads have ended", () => NumThreads() <= before);
+            }, NumKept);
+            // Each has four of its own or more, and the one that took its events.
+            Expect.Soon("the engines' threads have ended", () => NumThreads() <= before + 8 * NumKept);
         }
 
         public static void AnEngineInUseIsKept()
@@ -91,8 +91,15 @@ namespace Inflight.Tests
             }
         }
 
-        private static void Check(int count, Action use)
+        /// <summary>Mono looks at stacks word by word: what an old word seems to name is kept. Engines come out of
+        /// calls whose frames leave such words in threads that live on.</summary>
+        private const int NumKept = 5;
+
+        /// <summary>All but <c>numKept</c> of what <c>use</c> has watched is finalised.</summary>
+        private static void Check(int count, Action use, int numKept = 0)
         {
+            GC.Collect();
+            GC.WaitForPendingFinalizers();
             int before = numFinalised;
             // On a thread that ends, so that no forgotten value on the stack keeps anything.
             var thread = new Thread(() => use());
@@ -102,7 +109,8 @@ namespace Inflight.Tests
             {
                 GC.Collect();
                 GC.WaitForPendingFinalizers();
-                return numFinalised - before == count;
+                int finalised = numFinalised - before;
+                return finalised >= count - numKept && finalised <= count;
             });
         }
 

@@ -213,8 +213,8 @@ class ModelSpec:
         _check_choice("mlp.activation", self.mlp.get("activation"), ACTIVATIONS)
         _check_choice("positions.kind", self.positions.get("kind"), POSITIONS)
         if self.positions["kind"] == "rope":
-            rotary_dim = self.positions.get("rotary_dim")
-            _check_size("positions.rotary_dim", rotary_dim)
+            _check_size("positions.rotary_dim", self.positions.get("rotary_dim"))
+            rotary_dim = self.positions["rotary_dim"]
             if rotary_dim % 2 or rotary_dim > self.heads["head_dim"]:
                 raise SpecError("positions.rotary_dim", f"{rotary_dim} is odd, or wider than a head")
         self._check_names()
