@@ -8,9 +8,10 @@
 // even. Weights and biases of norms are as wide as all heads that they are for, of single precision.
 //
 // Norms come first, where there are any: a warp takes a head, or the block all heads of a kind, and writes it back
-// rounded to T, which is read again for the rotation. One block per token; its threads stride over units, each of which is a run of LANES pairs to rotate or a
-// vector to copy. A unit of the half pairing is LANES elements and their partners rotary_dim / 2 further on; of
-// the interleaved pairing, 2 * LANES neighbours. LANES is 1 where rotary_dim does not divide into vectors.
+// rounded to T, which is read again for the rotation. One block per token; its threads stride over units, each of
+// which is a run of LANES pairs to rotate or a vector to copy. A unit of the half pairing is LANES elements and their
+// partners rotary_dim / 2 further on; of the interleaved pairing, 2 * LANES neighbours. LANES is 1 where rotary_dim
+// does not divide into vectors.
 
 #include "common.cuh"
 #include "step.cuh"

@@ -73,22 +73,7 @@ fn oracle(prompt: &[u32], max_tokens: usize) -> (Vec<u32>, FinishReason) {
 
 /// The seed carries the request's id, so that the test can tell whose row is whose.
 fn slot_state(id: u64) -> SlotState {
-    SlotState {
-        temperature: 0.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        repetition_penalty: 1.0,
-        presence_penalty: 0.0,
-        frequency_penalty: 0.0,
-        logit_bias: Vec::new(),
-        suppressed_tokens: Vec::new(),
-        min_tokens: 0,
-        seed: id,
-        num_logprobs: None,
-        prompt: Vec::new(),
-        output: Vec::new(),
-    }
+    SlotState { seed: id, ..SlotState::GREEDY }
 }
 
 /// The device: KV blocks and slots.

@@ -1,5 +1,6 @@
 //! Times the CUDA backend's operations and whole decode steps of the Llama-3-8B shape with random weights, and
-//! prints each as a share of what the card can do. Host-launched: every figure includes launches.
+//! prints each as a share of what the card can do. Operations are launched one by one, so their figures include that;
+//! steps replay what was recorded.
 //!
 //! `cargo bench --bench ops_cuda`; arguments choose sections: `linear`, `decode`, `prompt`, `small`,
 //! `step`.
@@ -271,22 +272,7 @@ fn bench_small() {
     }
 }
 
-const GREEDY: SlotState = SlotState {
-    temperature: 0.0,
-    top_k: 0,
-    top_p: 1.0,
-    min_p: 0.0,
-    repetition_penalty: 1.0,
-    presence_penalty: 0.0,
-    frequency_penalty: 0.0,
-    logit_bias: Vec::new(),
-    suppressed_tokens: Vec::new(),
-    min_tokens: 0,
-    seed: 0,
-    num_logprobs: None,
-    prompt: Vec::new(),
-    output: Vec::new(),
-};
+const GREEDY: SlotState = SlotState::GREEDY;
 
 struct Layer {
     norms: [Tensor; 2],

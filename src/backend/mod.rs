@@ -180,6 +180,26 @@ pub struct SlotState {
     pub output: Vec<u32>,
 }
 
+impl SlotState {
+    /// Greedy, nothing else asked for; the state of a slot that no sequence has taken over yet.
+    pub const GREEDY: SlotState = SlotState {
+        temperature: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        logit_bias: Vec::new(),
+        suppressed_tokens: Vec::new(),
+        min_tokens: 0,
+        seed: 0,
+        num_logprobs: None,
+        prompt: Vec::new(),
+        output: Vec::new(),
+    };
+}
+
 /// Log-probability of one token.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TokenLogprob {

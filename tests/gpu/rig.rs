@@ -8,22 +8,7 @@ use inflight::backend::{Backend, BackendLimits, Batch, DType, SlotState};
 /// Types of activations and weights on the device.
 pub const DTYPES: [DType; 2] = [DType::Bf16, DType::F16];
 
-pub const GREEDY: SlotState = SlotState {
-    temperature: 0.0,
-    top_k: 0,
-    top_p: 1.0,
-    min_p: 0.0,
-    repetition_penalty: 1.0,
-    presence_penalty: 0.0,
-    frequency_penalty: 0.0,
-    logit_bias: Vec::new(),
-    suppressed_tokens: Vec::new(),
-    min_tokens: 0,
-    seed: 0,
-    num_logprobs: None,
-    prompt: Vec::new(),
-    output: Vec::new(),
-};
+pub const GREEDY: SlotState = SlotState::GREEDY;
 
 /// Whether large shapes are left out.
 pub fn is_small() -> bool {

@@ -1,5 +1,4 @@
 use super::*;
-use crate::backend::cpu::sample::GREEDY;
 use crate::backend::{Activation, ExpertWeighting, Gating, RopePairing, RouterScoring};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -182,7 +181,7 @@ fn run_all(backend: &mut Faulty<Recorder>) -> BackendResult<Vec<Option<u32>>> {
         dtype: DType::F32,
     };
     backend.alloc_kv_cache(&layout)?;
-    backend.reset_slot(0, &GREEDY)?;
+    backend.reset_slot(0, &SlotState::GREEDY)?;
     backend.load_batch(&Batch { slots: vec![0, 1], sampled_rows: vec![0, 1], ..Batch::new() })?;
     step(backend, &a, &mut out)
 }

@@ -67,7 +67,7 @@ struct Scratch {
 impl SlotTable {
     /// A table of `max_slots` greedy slots for rows of `vocab_size` logits.
     pub fn new(max_slots: usize, vocab_size: usize) -> Self {
-        let slots = (0..max_slots).map(|_| Slot::new(&GREEDY)).collect();
+        let slots = (0..max_slots).map(|_| Slot::new(&SlotState::GREEDY)).collect();
         Self { vocab_size, slots, idle_scratch: Mutex::default() }
     }
 
@@ -142,24 +142,6 @@ fn with_scratch<R>(idle: &Mutex<Vec<Scratch>>, work: impl FnOnce(&mut Scratch) -
     idle.lock().push(scratch);
     result
 }
-
-/// The state of a slot that no sequence has taken over yet.
-pub(in crate::backend) const GREEDY: SlotState = SlotState {
-    temperature: 0.0,
-    top_k: 0,
-    top_p: 1.0,
-    min_p: 0.0,
-    repetition_penalty: 1.0,
-    presence_penalty: 0.0,
-    frequency_penalty: 0.0,
-    logit_bias: Vec::new(),
-    suppressed_tokens: Vec::new(),
-    min_tokens: 0,
-    seed: 0,
-    num_logprobs: None,
-    prompt: Vec::new(),
-    output: Vec::new(),
-};
 
 impl Slot {
     fn new(state: &SlotState) -> Self {

@@ -1,5 +1,7 @@
 use super::*;
 
+const GREEDY: SlotState = SlotState::GREEDY;
+
 /// Deterministic numbers for tests (SplitMix64, Steele et al. 2014).
 struct Random(u64);
 

@@ -90,19 +90,4 @@ pub(super) fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|x| x.to_bits()).collect()
 }
 
-pub(super) const GREEDY: SlotState = SlotState {
-    temperature: 0.0,
-    top_k: 0,
-    top_p: 1.0,
-    min_p: 0.0,
-    repetition_penalty: 1.0,
-    presence_penalty: 0.0,
-    frequency_penalty: 0.0,
-    logit_bias: Vec::new(),
-    suppressed_tokens: Vec::new(),
-    min_tokens: 0,
-    seed: 0,
-    num_logprobs: None,
-    prompt: Vec::new(),
-    output: Vec::new(),
-};
+pub(super) const GREEDY: SlotState = SlotState::GREEDY;
