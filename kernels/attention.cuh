@@ -70,28 +70,46 @@ template <int HEAD_DIM> __device__ inline uint64_t value_offset(const AttentionP
   return static_cast<uint64_t>(params.num_kv_heads) * params.block_size * HEAD_DIM;
 }
 
-// Starts copying 16 keys and their values from position `first` on to shared rows `[16, ROW_ELEMENTS]` at
-// `keys` and `values`, by one warp. They lie in one block, since blocks hold a multiple of 16 tokens. Positions
-// from `end` on become zeros: what stands there in the cache may be anything, NaN included.
+// Where 16 keys of a head lie that one warp copies together: in one block, since blocks hold a multiple of 16 tokens.
+template <typename T> struct KeyRun {
+  const T *keys;
+  // Valid keys, at most 16; the rest lies past the end.
+  int num_keys;
+};
+
+// The run from position `first` on, of keys before `end`.
 template <typename T, int HEAD_DIM>
-__device__ inline void copy_16_keys(const AttentionParams &params, const uint32_t *blocks, uint32_t kv_head,
-                                    uint32_t first, uint32_t end, uint32_t keys, uint32_t values) {
+__device__ inline KeyRun<T> locate_run(const AttentionParams &params, const uint32_t *blocks, uint32_t kv_head,
+                                       uint32_t first, uint32_t end) {
+  const uint32_t block_index = first / params.block_size;
+  const uint32_t block = first < end ? blocks[block_index] : 0;
+  const uint64_t offset = static_cast<uint64_t>(first - block_index * params.block_size) * HEAD_DIM;
+  return {block_keys<T, HEAD_DIM>(params, block, kv_head) + offset, static_cast<int>(end) - static_cast<int>(first)};
+}
+
+// Starts copying a run's keys, or with `offset` their values, to shared rows `[16, ROW_ELEMENTS]` at `target`, by one
+// warp. Rows of positions past the end become zeros: what stands there in the cache may be anything, NaN included.
+template <typename T, int HEAD_DIM>
+__device__ inline void copy_run(const KeyRun<T> &run, uint64_t offset, uint32_t target) {
   constexpr int VECTORS = HEAD_DIM / VECTOR_ELEMENTS;
-  const uint32_t block = first < end ? blocks[first / params.block_size] : 0;
-  const T *source = block_keys<T, HEAD_DIM>(params, block, kv_head) +
-                    static_cast<uint64_t>(first % params.block_size) * HEAD_DIM;
-  const uint64_t to_values = value_offset<HEAD_DIM>(params);
 #pragma unroll
   for (int i = 0; i < 16 * VECTORS / WARP_THREADS; i++) {
     const int index = i * WARP_THREADS + threadIdx.x % WARP_THREADS;
     const int row = index / VECTORS;
     const int column = index % VECTORS * VECTOR_ELEMENTS;
-    const bool is_valid = first + row < end;
-    const T *element = source + (is_valid ? row * HEAD_DIM + column : 0);
-    const uint32_t target = (row * ROW_ELEMENTS<HEAD_DIM> + column) * sizeof(T);
-    copy_async(keys + target, element, is_valid);
-    copy_async(values + target, element + to_values, is_valid);
+    const bool is_valid = row < run.num_keys;
+    const T *element = run.keys + offset + (is_valid ? row * HEAD_DIM + column : 0);
+    copy_async(target + (row * ROW_ELEMENTS<HEAD_DIM> + column) * sizeof(T), element, is_valid);
   }
+}
+
+// The same for keys and values together.
+template <typename T, int HEAD_DIM>
+__device__ inline void copy_16_keys(const AttentionParams &params, const uint32_t *blocks, uint32_t kv_head,
+                                    uint32_t first, uint32_t end, uint32_t keys, uint32_t values) {
+  const KeyRun<T> run = locate_run<T, HEAD_DIM>(params, blocks, kv_head, first, end);
+  copy_run<T, HEAD_DIM>(run, 0, keys);
+  copy_run<T, HEAD_DIM>(run, value_offset<HEAD_DIM>(params), values);
 }
 
 // The running softmax of two packed rows, `lane / 4` and `lane / 4 + 8` of a warp's 16.

@@ -46,6 +46,13 @@ __device__ inline void load_matrices_transposed(uint32_t (&words)[4], uint32_t a
                : "r"(address));
 }
 
+// The transpose of an 8 by 8 matrix whose row `lane / 4` holds `word` at columns 2 (lane % 4) and the next.
+__device__ inline uint32_t transpose_matrix(uint32_t word) {
+  uint32_t transposed;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(word));
+  return transposed;
+}
+
 // Starts a copy of 16 bytes to shared memory; zeros are written instead where `is_valid` is false.
 __device__ inline void copy_async(uint32_t target, const void *source, bool is_valid) {
   const int source_bytes = is_valid ? 16 : 0;

@@ -11,8 +11,6 @@ use crate::backend::{AttentionShape, BackendResult, DType, Scoring};
 
 /// Head sizes that kernels are built for.
 pub(super) const HEAD_DIMS: [usize; 5] = [64, 80, 96, 128, 256];
-/// Query heads that a block of the decode kernel takes.
-const DECODE_HEADS: usize = 16;
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
@@ -87,13 +85,22 @@ impl<P> Variants<P> {
     }
 }
 
+/// Warps of a block of decode attention.
+const DECODE_WARPS: usize = 4;
+
+/// Kernels of decode attention whose blocks take up to `num_heads` of the query heads that share keys.
+struct DecodeKernels {
+    num_heads: usize,
+    kernels: Variants<AttentionParams>,
+}
+
 /// The kernels of one head size and the launch parameters that they are built with.
 struct HeadKernels {
     head_dim: usize,
-    decode: Variants<AttentionParams>,
+    /// By ascending number of heads.
+    decode: [DecodeKernels; 2],
     combine: PerDType<Kernel<AttentionParams>>,
     prompt: PromptAttention,
-    decode_threads: u32,
     decode_shared_bytes: u32,
 }
 
@@ -101,29 +108,42 @@ impl HeadKernels {
     fn new(gpu: &Gpu, modules: &Modules, head_dim: usize) -> BackendResult<HeadKernels> {
         // These mirror DecodeShape: a shared row carries one more vector against bank conflicts.
         let row_bytes = 2 * (head_dim + 8);
-        let warps = if head_dim > 128 { 3 } else { 4 };
         let stages = match head_dim {
             ..=64 => 4,
             65..=96 => 3,
-            _ => 2,
+            97..=128 => 2,
+            _ => 1,
         };
-        let decode_shared_bytes = (warps * stages * 2 * 16 * row_bytes) as u32;
-        let kernels = |name: &str, shared_bytes: u32| {
+        let decode_shared_bytes = (DECODE_WARPS * stages * 2 * 16 * row_bytes) as u32;
+        let kernels = |name: &str, suffix: &str, shared_bytes: u32| {
             PerDType::try_new(|dtype| {
-                let name = format!("attention_{name}{dtype}_{head_dim}");
+                let name = format!("attention_{name}{dtype}_{head_dim}{suffix}");
                 let kernel = modules.kernel(gpu, "attention_decode", &name)?;
                 kernel.allow_shared_bytes(gpu, shared_bytes)?;
                 Ok(kernel)
             })
         };
+        let decode = |num_heads: usize| {
+            let suffix = format!("_{num_heads}");
+            let kernels = Variants::try_new(|variant| {
+                kernels(&format!("decode_{variant}"), &suffix, decode_shared_bytes)
+            })?;
+            Ok(DecodeKernels { num_heads, kernels })
+        };
         Ok(HeadKernels {
             head_dim,
-            decode: Variants::try_new(|variant| kernels(&format!("decode_{variant}"), decode_shared_bytes))?,
-            combine: kernels("combine_", 0)?,
+            decode: [decode(8)?, decode(16)?],
+            combine: kernels("combine_", "", 0)?,
             prompt: PromptAttention::new(gpu, modules, head_dim)?,
-            decode_threads: (warps * 32) as u32,
             decode_shared_bytes,
         })
+    }
+
+    /// The kernels of a group of `group` query heads, and how many blocks take its parts.
+    fn decode(&self, group: usize) -> (&DecodeKernels, usize) {
+        let [few, many] = &self.decode;
+        let kernels = if group <= few.num_heads { few } else { many };
+        (kernels, group.div_ceil(kernels.num_heads))
     }
 }
 
@@ -181,18 +201,13 @@ impl Attention {
             soft_cap: scoring.scoring.soft_cap.unwrap_or(0.0),
         };
         kernels.prompt.run(gpu, check, launch.prompt_tiles, &call, &params)?;
-        let group = shape.num_heads / shape.num_kv_heads;
-        let decode = Launch {
-            grid: [
-                launch.decode_items as u32,
-                shape.num_kv_heads as u32,
-                group.div_ceil(DECODE_HEADS) as u32,
-            ],
-            threads: kernels.decode_threads,
-            shared_bytes: kernels.decode_shared_bytes,
-            overlaps: true,
-        };
-        gpu.launch(check.operation, kernels.decode.get(&scoring, layout.dtype), decode, &params)?;
+        let (decode, num_parts) = kernels.decode(shape.num_heads / shape.num_kv_heads);
+        let num_works = launch.decode_items * shape.num_kv_heads * num_parts;
+        let shared_bytes = kernels.decode_shared_bytes;
+        let blocks = to_u32(check.operation, num_works)?;
+        let threads = (DECODE_WARPS * 32) as u32;
+        let geometry = Launch { shared_bytes, ..Launch::overlapping(blocks, threads) };
+        gpu.launch(check.operation, decode.kernels.get(&scoring, layout.dtype), geometry, &params)?;
         let grid = [launch.split_rows as u32, shape.num_heads as u32, 1];
         let combine = Launch { grid, threads: shape.head_dim as u32, shared_bytes: 0, overlaps: true };
         gpu.launch(check.operation, kernels.combine.get(layout.dtype), combine, &params)
