@@ -251,20 +251,6 @@ template <typename T, int HEAD_DIM, bool IS_GENERAL> struct Consumer {
     }
   }
 
-  // Four words per thread, of which thread `i` of a quad gets all of number `i`.
-  __device__ static inline uint4 gather(const uint32_t (&words)[4]) {
-    const bool is_odd = threadIdx.x % 2 == 1;
-    const bool is_high = threadIdx.x % 4 >= 2;
-    const uint32_t a = __shfl_xor_sync(FULL_WARP, is_odd ? words[0] : words[1], 1);
-    const uint32_t b = __shfl_xor_sync(FULL_WARP, is_odd ? words[2] : words[3], 1);
-    // Of numbers `odd` and `odd + 2`: the pair's words, from the lower thread and from the upper.
-    const uint32_t low[2] = {is_odd ? a : words[0], is_odd ? words[1] : a};
-    const uint32_t high[2] = {is_odd ? b : words[2], is_odd ? words[3] : b};
-    const uint32_t c = __shfl_xor_sync(FULL_WARP, is_high ? low[0] : high[0], 2);
-    const uint32_t d = __shfl_xor_sync(FULL_WARP, is_high ? low[1] : high[1], 2);
-    return is_high ? make_uint4(c, d, high[0], high[1]) : make_uint4(low[0], low[1], c, d);
-  }
-
   // Stores the rows of finished work.
   __device__ inline void store(const Work &work, const Sums &sums, const float (&totals)[2]) const {
     const uint32_t lane = threadIdx.x % WARP_THREADS;
@@ -291,7 +277,7 @@ template <typename T, int HEAD_DIM, bool IS_GENERAL> struct Consumer {
           }
         }
         if (first + 4 <= HEAD_DIM / 8) {
-          const uint4 vector = gather(words);
+          const uint4 vector = gather_quad(words);
           if (row < work.num_tokens) {
             *reinterpret_cast<uint4 *>(target + (first + lane % 4) * 8) = vector;
           }

@@ -102,20 +102,6 @@ template <int HEAD_DIM> struct SharedLayout {
   }
 };
 
-// Place in a ring of buffers: the parity says how often it has come round.
-template <int STAGES> struct Ring {
-  uint32_t stage = 0;
-  uint32_t parity = 0;
-
-  __device__ inline void advance() {
-    stage++;
-    if (stage == STAGES) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
-
 // Works that blocks have drawn, beyond the first of each, and blocks that have finished. The last block puts both
 // back to 0; launches of a module follow each other on one stream.
 __device__ uint32_t drawn_works;

@@ -44,6 +44,20 @@ __device__ inline uint4 load_shared(uint32_t address) {
   return vector;
 }
 
+// Four words per thread, of which thread `i` of a quad gets all of number `i`, in the order of the threads.
+__device__ inline uint4 gather_quad(const uint32_t (&words)[4]) {
+  const bool is_odd = threadIdx.x % 2 == 1;
+  const bool is_high = threadIdx.x % 4 >= 2;
+  const uint32_t a = __shfl_xor_sync(FULL_WARP, is_odd ? words[0] : words[1], 1);
+  const uint32_t b = __shfl_xor_sync(FULL_WARP, is_odd ? words[2] : words[3], 1);
+  // Of numbers `odd` and `odd + 2`: the pair's words, from the lower thread and from the upper.
+  const uint32_t low[2] = {is_odd ? a : words[0], is_odd ? words[1] : a};
+  const uint32_t high[2] = {is_odd ? b : words[2], is_odd ? words[3] : b};
+  const uint32_t c = __shfl_xor_sync(FULL_WARP, is_high ? low[0] : high[0], 2);
+  const uint32_t d = __shfl_xor_sync(FULL_WARP, is_high ? low[1] : high[1], 2);
+  return is_high ? make_uint4(c, d, high[0], high[1]) : make_uint4(low[0], low[1], c, d);
+}
+
 // Barriers in shared memory, 8 bytes each.
 
 __device__ inline void init_barrier(uint32_t barrier, uint32_t num_arrivals) {
@@ -60,6 +74,31 @@ __device__ inline void arrive(uint32_t barrier) {
 // Arrives and lets the phase wait for `num_bytes` of copies more.
 __device__ inline void arrive_expecting(uint32_t barrier, uint32_t num_bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(num_bytes) : "memory");
+}
+
+// Arrives at the barrier of block `rank` of the cluster that lies where `barrier` does in this one. Orders nothing that
+// this block wrote before the other block's reads: that would cost a fence over the device.
+__device__ inline void arrive_at(uint32_t rank, uint32_t barrier) {
+  asm volatile("{\n"
+               ".reg .b32 remote;\n"
+               "mapa.shared::cluster.u32 remote, %0, %1;\n"
+               "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
+               "}" ::"r"(barrier),
+               "r"(rank)
+               : "memory");
+}
+
+__device__ inline uint32_t cluster_rank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+// All threads of all blocks of the cluster meet.
+__device__ inline void sync_cluster() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\n"
+               "barrier.cluster.wait.acquire.aligned;" ::
+                   : "memory");
 }
 
 // Whether the phase of this parity is complete, without waiting.
@@ -96,6 +135,16 @@ __device__ inline void wait(uint32_t barrier, uint32_t parity) {
 __device__ inline void copy_box(uint32_t target, const TensorMap *map, int column, int row, uint32_t barrier) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
                ::"r"(target), "l"(map), "r"(column), "r"(row), "r"(barrier)
+               : "memory");
+}
+
+// The same for all blocks of the cluster whose bits are set in `blocks`: the box and its bytes arrive at the same
+// places of each.
+__device__ inline void copy_box_to(uint16_t blocks, uint32_t target, const TensorMap *map, int column, int row,
+                                   uint32_t barrier) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+               "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(target),
+               "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(blocks)
                : "memory");
 }
 
@@ -174,6 +223,13 @@ template <typename T, int N> struct Products;
 #define PLACES_48 PLACES_40 ", %40, %41, %42, %43, %44, %45, %46, %47"
 #define PLACES_64                                                                                                \
   PLACES_48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define PLACES_96                                                                                                \
+  PLACES_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "                 \
+            "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define PLACES_112                                                                                               \
+  PLACES_96 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
+#define PLACES_128                                                                                               \
+  PLACES_112 ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
 // P0 to P4 are the places after those of c.
 #define PRODUCTS(T, TYPE, N, PLACES, P0, P1, P2, P3, P4, ...)                                                    \
@@ -205,16 +261,39 @@ template <typename T, int N> struct Products;
   PRODUCTS(T, TYPE, 80, PLACES_40, "%40", "%41", "%42", "%43", "%44", FLOATS_32(c, 0), FLOATS_8(c, 32))          \
   PRODUCTS(T, TYPE, 96, PLACES_48, "%48", "%49", "%50", "%51", "%52", FLOATS_32(c, 0), FLOATS_8(c, 32),          \
            FLOATS_8(c, 40))                                                                                      \
-  PRODUCTS(T, TYPE, 128, PLACES_64, "%64", "%65", "%66", "%67", "%68", FLOATS_32(c, 0), FLOATS_32(c, 32))
+  PRODUCTS(T, TYPE, 128, PLACES_64, "%64", "%65", "%66", "%67", "%68", FLOATS_32(c, 0), FLOATS_32(c, 32))        \
+  PRODUCTS(T, TYPE, 192, PLACES_96, "%96", "%97", "%98", "%99", "%100", FLOATS_32(c, 0), FLOATS_32(c, 32),       \
+           FLOATS_32(c, 64))                                                                                     \
+  PRODUCTS(T, TYPE, 224, PLACES_112, "%112", "%113", "%114", "%115", "%116", FLOATS_32(c, 0), FLOATS_32(c, 32),  \
+           FLOATS_32(c, 64), FLOATS_8(c, 96), FLOATS_8(c, 104))                                                  \
+  PRODUCTS(T, TYPE, 256, PLACES_128, "%128", "%129", "%130", "%131", "%132", FLOATS_32(c, 0), FLOATS_32(c, 32),  \
+           FLOATS_32(c, 64), FLOATS_32(c, 96))
 
 PRODUCTS_OF(__nv_bfloat16, "bf16")
 PRODUCTS_OF(__half, "f16")
 
 #undef PRODUCTS_OF
 #undef PRODUCTS
+#undef PLACES_128
+#undef PLACES_112
+#undef PLACES_96
 #undef PLACES_64
 #undef PLACES_48
 #undef PLACES_40
 #undef PLACES_32
 #undef FLOATS_32
 #undef FLOATS_8
+
+// Place in a ring of buffers: the parity says how often it has come round.
+template <int STAGES> struct Ring {
+  uint32_t stage = 0;
+  uint32_t parity = 0;
+
+  __device__ inline void advance() {
+    stage++;
+    if (stage == STAGES) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};

@@ -42,6 +42,8 @@ pub enum Operation {
     RopeAndWriteKv,
     /// [`Backend::attention`].
     Attention,
+    /// [`Backend::keep_sampled`].
+    KeepSampled,
     /// [`Backend::activate`].
     Activate,
     /// [`Backend::mix_experts`].
@@ -56,7 +58,7 @@ pub enum Operation {
 
 impl Operation {
     /// Every operation, in the order of the trait.
-    pub const ALL: [Operation; 18] = [
+    pub const ALL: [Operation; 19] = [
         Operation::Reserve,
         Operation::Alloc,
         Operation::WriteRows,
@@ -70,6 +72,7 @@ impl Operation {
         Operation::Linear,
         Operation::RopeAndWriteKv,
         Operation::Attention,
+        Operation::KeepSampled,
         Operation::Activate,
         Operation::MixExperts,
         Operation::Logits,
@@ -93,6 +96,7 @@ impl Operation {
             Operation::Linear => "linear",
             Operation::RopeAndWriteKv => "rope_and_write_kv",
             Operation::Attention => "attention",
+            Operation::KeepSampled => "keep_sampled",
             Operation::Activate => "activate",
             Operation::MixExperts => "mix_experts",
             Operation::Logits => "logits",
@@ -324,6 +328,11 @@ impl<B: Backend> Backend for Faulty<B> {
     ) -> BackendResult<()> {
         self.enter(Operation::Attention)?;
         self.inner.attention(qkv, shape, scoring, cache, layer, out)
+    }
+
+    fn keep_sampled(&mut self, tensors: &mut [&mut Self::Tensor], rows: usize) -> BackendResult<usize> {
+        self.enter(Operation::KeepSampled)?;
+        self.inner.keep_sampled(tensors, rows)
     }
 
     fn activate(

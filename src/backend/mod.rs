@@ -409,6 +409,13 @@ pub trait Backend: Send + 'static {
         out: &mut Self::Tensor,
     ) -> BackendResult<()>;
 
+    /// From here to the end of the step, only tokens whose logits are sampled matter: moves their rows to the front of
+    /// `tensors`, in their order, and returns their number, the rows to work on from here on. A backend may instead
+    /// keep all `rows`, and does where every token is sampled. Comes after the step's last attention.
+    fn keep_sampled(&mut self, _tensors: &mut [&mut Self::Tensor], rows: usize) -> BackendResult<usize> {
+        Ok(rows)
+    }
+
     /// Adds the bias to `input` and applies the activation, per row.
     fn activate(
         &mut self,
@@ -447,7 +454,8 @@ pub trait Backend: Send + 'static {
         Err(BackendError::InvalidArgument { operation: "mix_experts", message })
     }
 
-    /// `out[i] = head · hidden[last token of sampled row i]`, in f32, then bias, scale and soft cap.
+    /// `out[i] = head · hidden[last token of sampled row i]`, in f32, then bias, scale and soft cap; after
+    /// [`Backend::keep_sampled`] has moved rows, `hidden[i]`.
     fn logits(
         &mut self,
         hidden: &Self::Tensor,

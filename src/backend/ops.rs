@@ -68,7 +68,7 @@ impl Activation {
 }
 
 /// Whether an activation has a second input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Gating {
     /// `activation(gate) * up` for rows `[gate | up]`.

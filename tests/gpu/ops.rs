@@ -170,6 +170,33 @@ fn activate() {
     }
 }
 
+/// One product with its activation on both backends, in each way that the device has.
+fn check_product_with_activation(
+    rig: &mut Rig,
+    random: &mut Random,
+    (rows, width, in_features): (usize, usize, usize),
+    (function, gating, has_bias): (Activation, Gating, bool),
+) {
+    let input_width = gating.input_width(width);
+    let input = rig.activation(in_features, &random.values((rows + 1) * in_features, 1.0));
+    let weight = rig.weight(in_features, &random.values(input_width * in_features, 0.3));
+    let bias = rig.single(input_width, &random.values(input_width, 1.0));
+    for columns in ways(rig, rows) {
+        rig.gpu.force_tiles(columns);
+        let mut projected = rig.poisoned(rows + 1, input_width);
+        let mut out = rig.poisoned(rows + 1, width);
+        let activate = Activate { function, gating, bias: has_bias.then_some(&bias.cpu) };
+        let places = (&mut projected.cpu, &mut out.cpu);
+        rig.cpu.linear_activate(&input.cpu, &weight.cpu, &activate, places, rows).unwrap();
+        let activate = Activate { function, gating, bias: has_bias.then_some(&bias.gpu) };
+        let places = (&mut projected.gpu, &mut out.gpu);
+        rig.gpu.linear_activate(&input.gpu, &weight.gpu, &activate, places, rows).unwrap();
+        let (name, dtype) = (function.name(), rig.dtype);
+        let what = format!("{name} {gating:?} {dtype:?} {rows} x {width} x {in_features}, tiles {columns}");
+        rig.assert_same(&what, &out, 2.0 * rig.tolerance());
+    }
+}
+
 #[test]
 fn products_with_activations() {
     for dtype in DTYPES {
@@ -177,27 +204,25 @@ fn products_with_activations() {
         rig.reserve(&BackendLimits { max_tokens: 64, max_slots: 4, vocab_size: 8 });
         let mut random = Random(13);
         for (width, in_features) in [(8, 8), (40, 264), (1544, 512)] {
-            for (case, rows) in [1, 7, 8, 9, 16, 17, 40].into_iter().enumerate() {
-                let gating = [Gating::Gated, Gating::Plain][case % 2];
+            for (case, rows) in sizes(&[1, 7, 8, 9, 16, 17, 40, 257], 40).into_iter().enumerate() {
                 let function = Activation::ALL[case % Activation::ALL.len()];
-                let input_width = gating.input_width(width);
-                let input = rig.activation(in_features, &random.values((rows + 1) * in_features, 1.0));
-                let weight = rig.weight(in_features, &random.values(input_width * in_features, 0.3));
-                let bias = rig.single(input_width, &random.values(input_width, 1.0));
-                let mut projected = rig.poisoned(rows + 1, input_width);
-                let mut out = rig.poisoned(rows + 1, width);
-                let with_bias = case != 2;
-                let activate = Activate { function, gating, bias: with_bias.then_some(&bias.cpu) };
-                let places = (&mut projected.cpu, &mut out.cpu);
-                rig.cpu.linear_activate(&input.cpu, &weight.cpu, &activate, places, rows).unwrap();
-                let activate = Activate { function, gating, bias: with_bias.then_some(&bias.gpu) };
-                let places = (&mut projected.gpu, &mut out.gpu);
-                rig.gpu.linear_activate(&input.gpu, &weight.gpu, &activate, places, rows).unwrap();
-                let what = format!("{} {gating:?} {dtype:?} {rows} x {width}", function.name());
-                rig.assert_same(&what, &out, 2.0 * rig.tolerance());
+                let kind = (function, [Gating::Gated, Gating::Plain][case % 2], case != 2);
+                check_product_with_activation(&mut rig, &mut random, (rows, width, in_features), kind);
+            }
+        }
+        for function in Activation::ALL {
+            for (gating, has_bias) in [(Gating::Gated, false), (Gating::Gated, true), (Gating::Plain, true)] {
+                let kind = (function, gating, has_bias);
+                check_product_with_activation(&mut rig, &mut random, (20, 232, 72), kind);
             }
         }
     }
+}
+
+/// Widths of tiles to try for products of `rows` rows; 0: none, the library's.
+fn ways(rig: &Rig, rows: usize) -> Vec<usize> {
+    let tiles = if rows > 16 { rig.gpu.tile_columns() } else { &[] };
+    [&[0], tiles].concat()
 }
 
 #[test]
@@ -215,11 +240,15 @@ fn linear() {
             let weight = rig.weight(in_features, &random.values(out_features * in_features, 1.0));
             for rows in sizes(&[1, 2, 7, 8, 9, 15, 16, 17, 33, 130, 512], 20) {
                 let input = rig.activation(in_features, &random.values((rows + 3) * in_features, 1.0));
-                let mut out = rig.poisoned(rows + 3, out_features);
-                rig.cpu.linear(&input.cpu, &weight.cpu, &mut out.cpu, rows).unwrap();
-                rig.gpu.linear(&input.gpu, &weight.gpu, &mut out.gpu, rows).unwrap();
-                let what = format!("linear {dtype:?} {rows} x {out_features} x {in_features}");
-                rig.assert_same(&what, &out, rig.tolerance());
+                for columns in ways(&rig, rows) {
+                    rig.gpu.force_tiles(columns);
+                    let mut out = rig.poisoned(rows + 3, out_features);
+                    rig.cpu.linear(&input.cpu, &weight.cpu, &mut out.cpu, rows).unwrap();
+                    rig.gpu.linear(&input.gpu, &weight.gpu, &mut out.gpu, rows).unwrap();
+                    let what =
+                        format!("linear {dtype:?} {rows} x {out_features} x {in_features}, tiles {columns}");
+                    rig.assert_same(&what, &out, rig.tolerance());
+                }
             }
         }
     }

@@ -356,6 +356,21 @@ impl Backend for Cpu {
         .run(&mut self.threads, self.isa, &mut self.linear_workspace, &mut self.experts_workspace)
     }
 
+    fn keep_sampled(&mut self, tensors: &mut [&mut Tensor], _rows: usize) -> BackendResult<usize> {
+        let tokens = &mut self.batch.sampled_tokens;
+        for tensor in tensors {
+            let width = tensor.columns();
+            tensor.expect("keep_sampled", "tensor", tokens.last().map_or(0, |token| token + 1), width)?;
+            let values = tensor.elements_mut::<f32>();
+            // Ascending tokens, so that no row is overwritten before it has moved.
+            for (row, &token) in tokens.iter().enumerate() {
+                values.copy_within(token * width..(token + 1) * width, row * width);
+            }
+        }
+        tokens.iter_mut().enumerate().for_each(|(row, token)| *token = row);
+        Ok(tokens.len())
+    }
+
     fn logits(&mut self, hidden: &Tensor, head: &Head<'_, Tensor>, out: &mut Tensor) -> BackendResult<()> {
         let (rows, weight) = (self.batch.sampled_tokens.len(), head.weight);
         hidden.expect("logits", "hidden", self.batch.num_tokens(), weight.columns())?;

@@ -33,7 +33,7 @@ pub(super) struct ProductShape {
 
 impl ProductShape {
     /// The shape whose algorithm this one shares: rows rounded up to a power of two.
-    fn bucket(self) -> ProductShape {
+    pub(super) fn bucket(self) -> ProductShape {
         ProductShape { rows: self.rows.next_power_of_two(), ..self }
     }
 }

@@ -311,6 +311,14 @@ impl Gpu {
         })
     }
 
+    /// Copies `bytes` bytes on the device, in stream order.
+    pub(super) fn copy(&self, target: DevicePtr, source: DevicePtr, bytes: u64) -> BackendResult<()> {
+        // SAFETY: callers pass allocations of this device; the driver checks the ranges.
+        self.check("copy", unsafe {
+            sys::cuMemcpyDtoDAsync_v2(target, source, bytes as usize, self.stream())
+        })
+    }
+
     /// Sets memory to a byte, in stream order.
     pub(super) fn fill(&self, target: DevicePtr, byte: u8, bytes: u64) -> BackendResult<()> {
         // SAFETY: callers pass allocations of this device; the driver checks the range.

@@ -1,15 +1,20 @@
-//! Matrix products: own kernels for few rows (`kernels/linear.cu`), which also apply activations, and cuBLASLt for
-//! many.
+//! Matrix products: own kernels for few rows (`kernels/linear.cu`) and, on Hopper, for many (`linear_sm90.rs`), which
+//! also apply activations, and cuBLASLt for many. Which one takes many rows is timed, once per shape.
+
+use std::collections::HashMap;
 
 use super::cublas::{CublasLt, Operands, ProductShape};
-use super::driver::{DevicePtr, Gpu, Kernel, Launch, Params};
+use super::driver::{DevicePtr, Event, Gpu, Kernel, Launch, Params};
+use super::linear_sm90::{HopperLinear, TILE_COLUMNS};
 use super::modules::{Modules, PerDType};
-use super::tensor::{Checker, to_u32};
+use super::tensor::{Checker, VECTOR_ELEMENTS, to_u32};
 use crate::backend::{Activation, BackendResult, DType, Gating};
 
 /// Most rows that the own kernels take.
 pub(super) const MAX_SKINNY_ROWS: usize = 16;
 const THREADS: u32 = 256;
+/// Timed runs of a way to multiply, after one that is not timed.
+const NUM_TIMED_RUNS: usize = 5;
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
@@ -69,35 +74,69 @@ pub(super) struct FusedActivation {
     pub(super) bias: DevicePtr,
 }
 
+impl FusedActivation {
+    /// The function's number in kernels.
+    pub(super) fn function_number(&self) -> u32 {
+        Activation::ALL.iter().position(|&other| other == self.function).unwrap_or_default() as u32
+    }
+}
+
+/// A way to multiply many rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// cuBLASLt, and the activation as a kernel of its own.
+    Library,
+    /// Tiles of so many columns, with the activation.
+    Tiles(usize),
+}
+
+/// Products that share a choice: sizes rounded up, and whether they have an activation.
+type ChoiceKey = (ProductShape, Option<Gating>);
+
+/// A product through cuBLASLt, with what follows it.
+pub(super) type LibraryProduct<'a> = &'a mut dyn FnMut(&Gpu, &mut CublasLt) -> BackendResult<()>;
+
 pub(super) struct Linear {
     skinny: [Skinny; 2],
+    hopper: Option<HopperLinear>,
     pub(super) cublas: CublasLt,
+    choices: HashMap<ChoiceKey, Way>,
+    forced: Option<Way>,
 }
 
 impl Linear {
     pub(super) fn new(gpu: &Gpu, modules: &Modules, cublas: CublasLt) -> BackendResult<Linear> {
         let skinny = [Skinny::new(gpu, modules, 8, 16)?, Skinny::new(gpu, modules, MAX_SKINNY_ROWS, 32)?];
-        Ok(Linear { skinny, cublas })
+        let hopper = HopperLinear::new(gpu, modules)?;
+        Ok(Linear { skinny, hopper, cublas, choices: HashMap::new(), forced: None })
     }
 
-    /// Whether [`Linear::run_activated`] takes so many rows.
-    pub(super) fn fuses_activation(rows: usize) -> bool {
+    /// Whether products of so many rows are those of the own kernels for few.
+    pub(super) fn is_skinny(rows: usize) -> bool {
         rows <= MAX_SKINNY_ROWS
     }
 
-    /// The product and then its activation, for few rows. `shape.out_features` are those after the activation.
+    /// Takes tiles of `columns` for products of many rows from here on, or cuBLASLt for 0, instead of the
+    /// fastest; for tests and benches.
+    pub(super) fn force(&mut self, columns: usize) {
+        self.forced = Some(if columns == 0 { Way::Library } else { Way::Tiles(columns) });
+    }
+
+    /// The product and then its activation. `shape.out_features` are those after the activation; `separately`
+    /// does the same with a product of cuBLASLt, for many rows.
     pub(super) fn run_activated(
-        &self,
+        &mut self,
         gpu: &Gpu,
         check: Checker,
-        shape: ProductShape,
-        operands: Operands,
+        product: (ProductShape, Operands),
         activation: FusedActivation,
+        separately: LibraryProduct<'_>,
     ) -> BackendResult<()> {
+        let (shape, operands) = product;
         match self.skinny.iter().find(|skinny| shape.rows <= skinny.max_rows) {
             _ if shape.rows == 0 => Ok(()),
             Some(skinny) => run_skinny(gpu, check, skinny, shape, operands, Some(activation)),
-            None => check.fail(format!("{} rows at most, not {}", MAX_SKINNY_ROWS, shape.rows)),
+            None => self.run_many(gpu, check, product, Some(activation), separately),
         }
     }
 
@@ -109,14 +148,60 @@ impl Linear {
         shape: ProductShape,
         operands: Operands,
     ) -> BackendResult<()> {
-        if shape.rows == 0 {
-            return Ok(());
-        }
         match self.skinny.iter().find(|skinny| shape.rows <= skinny.max_rows) {
+            _ if shape.rows == 0 => Ok(()),
             Some(skinny) => run_skinny(gpu, check, skinny, shape, operands, None),
-            None => self.cublas.multiply(gpu, shape, operands),
+            None => self.run_many(gpu, check, (shape, operands), None, &mut |gpu, cublas| {
+                cublas.multiply(gpu, shape, operands)
+            }),
         }
     }
+
+    /// Runs a product of many rows in the way that was fastest for its like, which is timed the first time.
+    fn run_many(
+        &mut self,
+        gpu: &Gpu,
+        check: Checker,
+        product: (ProductShape, Operands),
+        activation: Option<FusedActivation>,
+        library: LibraryProduct<'_>,
+    ) -> BackendResult<()> {
+        let (shape, _) = product;
+        let is_taken = shape.out_dtype == shape.dtype && shape.out_features.is_multiple_of(VECTOR_ELEMENTS);
+        if self.hopper.is_none() || !is_taken {
+            return library(gpu, &mut self.cublas);
+        }
+        let key = (shape.bucket(), activation.map(|activation| activation.gating));
+        let mut run = |linear: &mut Linear, way: Way| match (way, &linear.hopper) {
+            (Way::Tiles(columns), Some(hopper)) => hopper.run(gpu, check, columns, product, activation),
+            _ => library(gpu, &mut linear.cublas),
+        };
+        if let Some(way) = self.forced.or_else(|| self.choices.get(&key).copied()) {
+            return run(self, way);
+        }
+        let mut fastest = (f32::INFINITY, Way::Library);
+        for way in [Way::Library].into_iter().chain(TILE_COLUMNS.map(Way::Tiles)) {
+            let milliseconds = time(gpu, || run(self, way))?;
+            if milliseconds < fastest.0 {
+                fastest = (milliseconds, way);
+            }
+        }
+        self.choices.insert(key, fastest.1);
+        run(self, fastest.1)
+    }
+}
+
+/// Milliseconds of a few runs, after one that is not timed.
+fn time(gpu: &Gpu, mut run: impl FnMut() -> BackendResult<()>) -> BackendResult<f32> {
+    let (start, end) = (Event::new(gpu, true)?, Event::new(gpu, true)?);
+    run()?;
+    start.record(gpu)?;
+    for _ in 0..NUM_TIMED_RUNS {
+        run()?;
+    }
+    end.record(gpu)?;
+    end.wait("linear", gpu)?;
+    end.milliseconds_since(gpu, &start)
 }
 
 fn run_skinny(
@@ -133,7 +218,6 @@ fn run_skinny(
         Some(Gating::Plain) => (&skinny.plain, skinny.weight_rows),
         Some(Gating::Gated) => (&skinny.gated, skinny.weight_rows / 2),
     };
-    let number = |function| Activation::ALL.iter().position(|&other| other == function).unwrap_or_default();
     let params = SkinnyLinearParams {
         input: operands.input,
         weight: operands.weight,
@@ -141,7 +225,7 @@ fn run_skinny(
         rows: shape.rows as u32,
         in_features: to_u32(check.operation, shape.in_features)?,
         out_features: to_u32(check.operation, shape.out_features)?,
-        function: activation.map_or(0, |activation| number(activation.function) as u32),
+        function: activation.map_or(0, |activation| activation.function_number()),
         bias: activation.map_or(0, |activation| activation.bias),
     };
     let blocks = to_u32(check.operation, shape.out_features.div_ceil(features))?;

@@ -16,6 +16,7 @@ mod embed;
 mod graph;
 mod history;
 mod linear;
+mod linear_sm90;
 mod memory;
 mod modules;
 mod norm;
@@ -33,7 +34,7 @@ pub use tensor::{KvCache, Tensor};
 
 use self::activation::Activations;
 use self::attention::{Attention, AttentionCall, DeviceScoring};
-use self::batch::StepState;
+use self::batch::{LaunchSizes, StepState};
 use self::cublas::{CublasLt, Operands, ProductShape};
 use self::driver::{DevicePtr, Gpu};
 use self::embed::Embed;
@@ -92,7 +93,7 @@ impl Reserved {
     /// device's bandwidth idle while attention waits for memory, and use nothing that both branches would write.
     /// Launches of a step that is not recorded are too slow to gain anything.
     fn crossings(&self) -> Option<&Crossings> {
-        let is_small = Linear::fuses_activation(self.step.batch.launch.tokens);
+        let is_small = Linear::is_skinny(self.step.batch.launch.tokens);
         (self.step.is_recording && is_small).then_some(&self.crossings)
     }
 }
@@ -155,6 +156,17 @@ impl Cuda {
     /// The device's name.
     pub fn device_name(&self) -> String {
         self.gpu.name()
+    }
+
+    /// Widths of tiles, in columns, that [`Cuda::force_tiles`] takes; none where the device has no such kernels.
+    pub fn tile_columns(&self) -> &'static [usize] {
+        if self.gpu.is_hopper() { &linear_sm90::TILE_COLUMNS } else { &[] }
+    }
+
+    /// Multiplies many rows in tiles of `columns`, or through cuBLASLt for 0, instead of in the way that is fastest;
+    /// for tests and benches.
+    pub fn force_tiles(&mut self, columns: usize) {
+        self.kernels.linear.force(columns);
     }
 
     /// Free and total bytes of the device's memory.
@@ -500,15 +512,13 @@ impl Backend for Cuda {
         (projected, out): (&mut Tensor, &mut Tensor),
         rows: usize,
     ) -> BackendResult<()> {
-        if !Linear::fuses_activation(rows) {
-            self.linear(input, weight, projected, rows)?;
-            return self.activate(projected, activate, out, rows);
-        }
         let check = self.checker("linear_activate");
         let width = activate.gating.input_width(out.columns());
         check.vectors("weight", weight)?;
+        check.vectors("out", out)?;
         check.tensor("weight", weight, weight.dtype(), width, weight.columns())?;
         check.tensor("input", input, weight.dtype(), rows, weight.columns())?;
+        check.tensor("projected", projected, weight.dtype(), rows, width)?;
         check.tensor("out", out, weight.dtype(), rows, out.columns())?;
         let shape = ProductShape {
             rows,
@@ -521,7 +531,42 @@ impl Backend for Cuda {
         let bias = check.optional_row("bias", activate.bias, width)?;
         let Activate { function, gating, .. } = *activate;
         let activation = FusedActivation { function, gating, bias };
-        self.kernels.linear.run_activated(&self.gpu, check, shape, operands, activation)
+        let Kernels { linear, activations, .. } = &mut self.kernels;
+        linear.run_activated(&self.gpu, check, (shape, operands), activation, &mut |gpu, cublas| {
+            let projecting = ProductShape { out_features: width, ..shape };
+            cublas.multiply(gpu, projecting, Operands { out: projected.data, ..operands })?;
+            activations.run(gpu, check, activate, (projected, out), rows)
+        })
+    }
+
+    fn keep_sampled(&mut self, tensors: &mut [&mut Tensor], rows: usize) -> BackendResult<usize> {
+        let (check, gpu, reserved, kernels) = self.reserved("keep_sampled")?;
+        if reserved.step.batch.is_all_sampled {
+            return Ok(rows);
+        }
+        let LaunchSizes { tokens, sampled, .. } = reserved.step.batch.launch;
+        for tensor in tensors {
+            check.vectors("tensor", tensor)?;
+            check.tensor("tensor", tensor, tensor.dtype(), tokens, tensor.columns())?;
+            let rows_max = SCRATCH_BYTES as usize / tensor.row_bytes();
+            check.require(rows_max > 0, || format!("a row of {} is too wide", tensor.columns()))?;
+            // By way of other memory, since rows move all at once; later ones come from behind those that they replace.
+            for first in (0..sampled).step_by(rows_max) {
+                let count = rows_max.min(sampled - first);
+                kernels.embed.gather_sampled(
+                    gpu,
+                    &reserved.step,
+                    tensor,
+                    reserved.scratch,
+                    (first, count),
+                )?;
+                gpu.copy(tensor.row(first), reserved.scratch, (count * tensor.row_bytes()) as u64)?;
+            }
+        }
+        let batch = &mut reserved.step.batch;
+        batch.is_all_sampled = true;
+        batch.launch.tokens = sampled;
+        Ok(sampled)
     }
 
     fn logits(&mut self, hidden: &Tensor, head: &Head<'_, Tensor>, out: &mut Tensor) -> BackendResult<()> {

@@ -122,6 +122,11 @@ impl Backend for Recorder {
         self.note("attention")
     }
 
+    fn keep_sampled(&mut self, _: &mut [&mut Matrix], rows: usize) -> BackendResult<usize> {
+        self.note("keep_sampled")?;
+        Ok(rows - 1)
+    }
+
     fn activate(
         &mut self,
         _: &Matrix,
@@ -196,6 +201,7 @@ fn step(backend: &mut Faulty<Recorder>, a: &Matrix, out: &mut Matrix) -> Backend
     let transform = QkvTransform::rotate(a, RopePairing::Half);
     backend.rope_and_write_kv(out, &transform, &shape, &mut (), 0)?;
     backend.attention(a, &shape, &Scoring::default(), &(), 0, out)?;
+    assert_eq!(backend.keep_sampled(&mut [out], 2)?, 1);
     backend.activate(a, &Activate::gated(Activation::Silu), out, 2)?;
     let mixture = Mixture {
         up: a,
@@ -228,11 +234,11 @@ fn without_a_fault_every_call_goes_through_and_counts() {
     let mut backend = Faulty::new(Recorder::default(), FaultPlan::none());
     assert_eq!(run_all(&mut backend).unwrap(), [Some(1), Some(4)]);
     assert_eq!(backend.inner.ran, Operation::ALL.map(Operation::name));
-    assert_eq!(num_calls(&backend), 18);
+    assert_eq!(num_calls(&backend), 19);
     assert_eq!(backend.activation_dtype(DType::Bf16), DType::Bf16);
     let limits = BackendLimits { max_tokens: 7, max_slots: 1, vocab_size: 1 };
     assert_eq!(backend.workspace_bytes(&limits), 7);
-    assert_eq!(num_calls(&backend), 18);
+    assert_eq!(num_calls(&backend), 19);
 }
 
 #[test]
