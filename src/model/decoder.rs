@@ -135,8 +135,9 @@ impl<B: Backend> Decoder<B> {
 }
 
 impl<B: Backend> LoadedModel<B> {
-    /// The operations of a step on the backend's batch, `rows` rows of it.
-    fn run(&mut self, backend: &mut B, rows: usize) -> BackendResult<()> {
+    /// The operations of a step on the backend's batch, `rows` rows of it. What follows the last layer's attention
+    /// works on the rows that are sampled alone.
+    fn run(&mut self, backend: &mut B, mut rows: usize) -> BackendResult<()> {
         self.embed(backend, rows)?;
         // What a block adds to the residual is added by the norm that follows it.
         let mut waiting = NOTHING;
@@ -144,14 +145,14 @@ impl<B: Backend> LoadedModel<B> {
             match self.axes.block {
                 BlockShape::Sequential => {
                     self.add_norm(backend, waiting, NormPlace::Attention { layer }, rows)?;
-                    let attention = self.attention_block(backend, layer, rows)?;
+                    let attention = self.attention_block(backend, layer, &mut rows)?;
                     self.add_norm(backend, [Some(attention), None], NormPlace::Mlp { layer }, rows)?;
                     waiting = [Some(self.mlp_block(backend, layer, rows)?), None];
                 }
                 BlockShape::Parallel => {
                     self.add_norm(backend, waiting, NormPlace::Attention { layer }, rows)?;
                     backend.fork()?;
-                    let attention = self.attention_block(backend, layer, rows)?;
+                    let attention = self.attention_block(backend, layer, &mut rows)?;
                     backend.next_branch()?;
                     let mlp = self.mlp_block(backend, layer, rows)?;
                     backend.join()?;
@@ -159,20 +160,20 @@ impl<B: Backend> LoadedModel<B> {
                 }
                 BlockShape::ParallelTwoNorms => {
                     self.add_norm(backend, waiting, NormPlace::Attention { layer }, rows)?;
-                    let attention = self.attention_block(backend, layer, rows)?;
+                    let attention = self.attention_block(backend, layer, &mut rows)?;
                     self.add_norm(backend, NOTHING, NormPlace::Mlp { layer }, rows)?;
                     waiting = [Some(attention), Some(self.mlp_block(backend, layer, rows)?)];
                 }
                 BlockShape::Sandwich => {
                     self.add_norm(backend, NOTHING, NormPlace::Attention { layer }, rows)?;
-                    let attention = self.attention_block(backend, layer, rows)?;
+                    let attention = self.attention_block(backend, layer, &mut rows)?;
                     self.norm_add(backend, attention, rows)?;
                     self.add_norm(backend, NOTHING, NormPlace::Mlp { layer }, rows)?;
                     let mlp = self.mlp_block(backend, layer, rows)?;
                     self.norm_add(backend, mlp, rows)?;
                 }
                 BlockShape::PostNorm => {
-                    let attention = self.attention_block(backend, layer, rows)?;
+                    let attention = self.attention_block(backend, layer, &mut rows)?;
                     self.norm_add(backend, attention, rows)?;
                     let mlp = self.mlp_block(backend, layer, rows)?;
                     self.norm_add(backend, mlp, rows)?;
@@ -225,13 +226,15 @@ impl<B: Backend> LoadedModel<B> {
     }
 
     /// Attention of layer `layer` over `normed`, or over the residual where no norm stands before it.
-    fn attention_block(&mut self, backend: &mut B, layer: usize, rows: usize) -> BackendResult<Waiting> {
+    /// After the last layer's, `rows` are fewer.
+    fn attention_block(&mut self, backend: &mut B, layer: usize, rows: &mut usize) -> BackendResult<Waiting> {
         let Self { weights, rope_tables, kv_cache, activations, axes } = self;
         let Activations { residual, normed, qkv, attention, attention_delta, .. } = activations;
+        let is_last = layer + 1 == weights.layers.len();
         let weights = &weights.layers[layer];
         let (scoring, rope_table) = &axes.layers[layer];
-        let input = if axes.block == BlockShape::PostNorm { residual } else { normed };
-        backend.linear(input, &weights.qkv.weight, qkv, rows)?;
+        let input = if axes.block == BlockShape::PostNorm { &*residual } else { &*normed };
+        backend.linear(input, &weights.qkv.weight, qkv, *rows)?;
         let transform = QkvTransform {
             bias: weights.qkv.bias.as_ref(),
             clamp: axes.qkv_clamp,
@@ -240,7 +243,10 @@ impl<B: Backend> LoadedModel<B> {
         };
         backend.rope_and_write_kv(qkv, &transform, &axes.heads, kv_cache, layer)?;
         backend.attention(qkv, &axes.heads, scoring, kv_cache, layer, attention)?;
-        backend.linear(attention, &weights.attention_output.weight, attention_delta, rows)?;
+        if is_last {
+            *rows = backend.keep_sampled(&mut [&mut *attention, residual, normed], *rows)?;
+        }
+        backend.linear(attention, &weights.attention_output.weight, attention_delta, *rows)?;
         Ok(Waiting::Attention { layer })
     }
 
