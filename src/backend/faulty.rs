@@ -217,6 +217,10 @@ impl<B: Backend> Backend for Faulty<B> {
         self.inner.available_bytes()
     }
 
+    fn token_quantum(&self, width: usize) -> usize {
+        self.inner.token_quantum(width)
+    }
+
     fn workspace_bytes(&self, limits: &BackendLimits) -> u64 {
         self.inner.workspace_bytes(limits)
     }

@@ -280,6 +280,12 @@ pub trait Backend: Send + 'static {
         None
     }
 
+    /// Tokens that fill the device evenly in products with `width` columns: above a multiple of them, the next few
+    /// cost as much as as many again. 1: every token costs the same.
+    fn token_quantum(&self, _width: usize) -> usize {
+        1
+    }
+
     /// Bytes of workspace that the backend keeps for `limits`, beside tensors and cache.
     fn workspace_bytes(&self, limits: &BackendLimits) -> u64;
 

@@ -251,22 +251,25 @@ fn load_echo(options: &EngineOptions, step_time: Duration) -> EngineParts {
     let executor = EchoExecutor::new(options.max_num_sequences, eos_token, step_time);
     EngineParts {
         executor: Box::new(executor),
-        facts: EngineFacts::new(options, tokenizer, vocab_size, memory, "echo".to_owned()),
+        facts: EngineFacts::new(options, tokenizer, vocab_size, memory, 1, "echo".to_owned()),
     }
 }
 
 impl EngineFacts {
-    /// Facts of a model whose logits have `vocab_size` entries, with `memory` reserved on `device`.
+    /// Facts of a model whose logits have `vocab_size` entries, with `memory` reserved on `device`, which takes tokens
+    /// best in multiples of `token_quantum`.
     pub fn new(
         options: &EngineOptions,
         tokenizer: Tokenizer,
         vocab_size: usize,
         memory: MemoryPlan,
+        token_quantum: usize,
         device: String,
     ) -> Self {
         let scheduler = SchedulerConfig {
             max_num_sequences: options.max_num_sequences,
             max_batched_tokens: options.max_batched_tokens,
+            token_quantum,
             block_size: memory.kv_block_size as usize,
             num_blocks: u32::try_from(memory.num_kv_blocks).unwrap_or(u32::MAX),
         };

@@ -26,6 +26,7 @@ mod sample;
 mod staging;
 mod tensor;
 mod warm_up;
+mod waves;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -221,6 +222,10 @@ impl Backend for Cuda {
             Feature::HeadDim(head_dim) => attention::HEAD_DIMS.contains(&head_dim),
             Feature::Width(width) => width.is_multiple_of(tensor::VECTOR_ELEMENTS),
         }
+    }
+
+    fn token_quantum(&self, width: usize) -> usize {
+        waves::token_quantum(self.gpu.num_multiprocessors() as usize, width)
     }
 
     fn workspace_bytes(&self, limits: &BackendLimits) -> u64 {
