@@ -271,18 +271,19 @@ impl Backend for Cuda {
     }
 
     fn write_rows(&mut self, tensor: &mut Tensor, first_row: usize, bytes: &[u8]) -> BackendResult<()> {
-        let check = self.checker("write_rows");
-        let row_bytes = tensor.row_bytes();
-        check.require(row_bytes > 0 && bytes.len().is_multiple_of(row_bytes), || {
-            format!("{} bytes are no whole rows of {row_bytes} bytes", bytes.len())
-        })?;
-        let num_rows = bytes.len() / row_bytes;
-        let is_inside = first_row.checked_add(num_rows).is_some_and(|end| end <= tensor.rows());
-        check.require(is_inside, || {
-            format!("{num_rows} rows from row {first_row} on leave a tensor of {} rows", tensor.rows())
-        })?;
-        check.tensor("tensor", tensor, tensor.dtype(), 0, tensor.columns())?;
-        self.staging.write(&self.gpu, tensor.row(first_row), bytes)
+        let target = self.checker("write_rows").whole_rows(tensor, first_row, bytes.len())?;
+        self.staging.write(&self.gpu, target, bytes)
+    }
+
+    fn fill_rows(
+        &mut self,
+        tensor: &mut Tensor,
+        first_row: usize,
+        num_bytes: usize,
+        fill: &mut dyn FnMut(&mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        let target = self.checker("fill_rows").whole_rows(tensor, first_row, num_bytes)?;
+        self.staging.fill(&self.gpu, target, num_bytes, fill)
     }
 
     fn read_rows(&mut self, tensor: &Tensor, rows: usize) -> BackendResult<Vec<f32>> {
