@@ -146,13 +146,6 @@ impl Cuda {
         })
     }
 
-    /// Whether [`Cuda::new`] finds the driver, the device and the libraries that it needs; the error says what is
-    /// missing. Loads nothing.
-    pub fn probe(ordinal: u32) -> Result<()> {
-        let _gpu = Gpu::open(ordinal)?;
-        CublasLt::probe()
-    }
-
     /// The device's name.
     pub fn device_name(&self) -> String {
         self.gpu.name()
