@@ -13,6 +13,7 @@ mod batch;
 mod cublas;
 mod driver;
 mod embed;
+mod gaps;
 mod graph;
 mod history;
 mod linear;
@@ -38,6 +39,7 @@ use self::batch::StepState;
 use self::cublas::{CublasLt, Operands, ProductShape};
 use self::driver::{DevicePtr, Gpu};
 use self::embed::Embed;
+use self::gaps::Gaps;
 use self::graph::{Crossings, Graphs};
 use self::linear::{FusedActivation, Linear};
 use self::memory::Arena;
@@ -62,6 +64,7 @@ const BLOCK_SIZE_MULTIPLE: usize = 16;
 pub struct Cuda {
     // Fields are dropped in this order: the device last.
     graphs: Graphs,
+    gaps: Gaps,
     state: Option<Reserved>,
     staging: Staging,
     kernels: Kernels,
@@ -134,6 +137,7 @@ impl Cuda {
         let staging = Staging::new(&gpu).map_err(fail)?;
         Ok(Cuda {
             graphs: Graphs::default(),
+            gaps: Gaps::default(),
             state: None,
             staging,
             kernels,
@@ -354,14 +358,16 @@ impl Backend for Cuda {
         operations: &mut dyn FnMut(&mut Self, usize) -> BackendResult<()>,
     ) -> BackendResult<()> {
         let check = self.checker("run_step");
-        let Self { graphs, gpu, state: Some(reserved), .. } = self else {
+        let Self { graphs, gaps, gpu, state: Some(reserved), .. } = self else {
             return check.fail("nothing was reserved".to_owned());
         };
         gpu.bind()?;
         reserved.step.load(gpu, check, batch)?;
         match graphs.find(&reserved.step.batch) {
             Some(graph) if !reserved.sampler.needs_host(&reserved.step) => {
+                gaps.start(gpu)?;
                 graph.launch(gpu)?;
+                gaps.end(gpu)?;
                 reserved.sampler.send_results(gpu, &reserved.step)
             }
             _ => {
