@@ -59,7 +59,7 @@ loading_row() {
   wants $name || return 0
   model=$(mktemp -d)
   python3 "$root/tools/make_random_llama.py" "$root/benches/specs/llama_3_8b.json" "$model" || failed=1
-  cat "$model/model.safetensors" >/dev/null
+  cat "$model"/*.safetensors >/dev/null
   row $name "$model" --requests 1 --input-len 128 --output-len 2 --max-model-len 2048 --warmup 0
   rm -r "$model"
 }

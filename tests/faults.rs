@@ -111,7 +111,7 @@ fn engine(scenario: &Scenario, plan: FaultPlan) -> Result<(Engine, Arc<AtomicU64
     options.max_batched_tokens = scenario.max_batched_tokens;
     let parts = EngineParts {
         executor: Box::new(ModelExecutor::new(decoder, scenario.pipeline_depth)),
-        facts: EngineFacts::new(&options, Tokenizer::bytes(), VOCAB as usize, memory, "faulty".to_owned()),
+        facts: EngineFacts::new(&options, Tokenizer::bytes(), VOCAB as usize, memory, 1, "faulty".to_owned()),
     };
     Ok((Engine::start(parts, &options)?, num_calls))
 }

@@ -172,6 +172,7 @@ impl Simulation {
         let config = SchedulerConfig {
             max_num_sequences,
             max_batched_tokens: max_num_sequences + 1 + random.below(40) as usize,
+            token_quantum: 1 + random.below(3) as usize * random.below(12) as usize,
             block_size: 1 + random.below(8) as usize,
             num_blocks: 12 + random.below(30) as u32,
         };
@@ -381,4 +382,59 @@ fn random_steps_keep_every_promise() {
     }
     println!("{num_steps} steps, {num_requests} requests, {num_preemptions} preemptions");
     assert!(num_preemptions > num_steps / 1000, "the pools were meant to run out often");
+}
+
+/// Tokens of each row of the next step, which then ends.
+fn next_step(scheduler: &mut Scheduler) -> Vec<usize> {
+    let mut outcomes = Vec::new();
+    let plan = scheduler.plan(&mut outcomes).expect("there is work");
+    let sampled = plan.batch.sampled_rows.iter().map(|&row| {
+        let slot = plan.batch.slots[row as usize];
+        Sampled { slot, token: Some(1), logprobs: Vec::new() }
+    });
+    scheduler.commit(sampled.collect(), &mut outcomes);
+    (0..plan.batch.num_rows()).map(|row| plan.batch.query_range(row).len()).collect()
+}
+
+#[test]
+fn prompts_beside_decodes_stop_at_a_quantum() {
+    let config = SchedulerConfig {
+        max_num_sequences: 20,
+        max_batched_tokens: 64,
+        token_quantum: 16,
+        block_size: 8,
+        num_blocks: 200,
+    };
+    let scheduler = |prompts: &[usize]| {
+        let mut scheduler = Scheduler::new(config);
+        for (index, &prompt_len) in prompts.iter().enumerate() {
+            scheduler.add(SequenceParams {
+                id: index as u64 + 1,
+                prompt: vec![1; prompt_len],
+                sampling: SlotState::GREEDY,
+                max_tokens: 50,
+                stop_tokens: Vec::new(),
+                priority: 0,
+                deadline: None,
+            });
+        }
+        scheduler
+    };
+    // Alone, a prompt is not cut: there might be no step for the rest to join.
+    assert_eq!(next_step(&mut scheduler(&[45])), [45]);
+    // 1 and 45 tokens are 46; 32 leave 14 of the prompt, which with the decode are less than a quantum.
+    let mut beside_one = scheduler(&[1, 45]);
+    assert_eq!(next_step(&mut beside_one), [1, 31]);
+    assert_eq!(next_step(&mut beside_one), [1, 14]);
+    assert_eq!(next_step(&mut beside_one), [1, 1]);
+    // What is cut off goes first in the next step, and a step that the budget ends is cut as well.
+    let mut beside_two = scheduler(&[1, 1, 29, 75]);
+    assert_eq!(next_step(&mut beside_two), [1, 1, 29, 33]);
+    assert_eq!(next_step(&mut beside_two), [1, 1, 1, 29]);
+    assert_eq!(next_step(&mut beside_two), [1, 1, 1, 13]);
+    // Decodes are never cut off, and neither is the only prompt beside them.
+    assert_eq!(next_step(&mut scheduler(&[1; 18])), [1; 18]);
+    let mut crowded = [1; 17];
+    crowded[0] = 5;
+    assert_eq!(next_step(&mut scheduler(&crowded)), [[1; 16].as_slice(), &[5]].concat());
 }

@@ -1,8 +1,9 @@
 """Writes a model directory of random bf16 weights: make_random_llama.py SPEC.json DIRECTORY
 
 SPEC.json is a model_spec.json of the Llama block without biases, such as benches/specs/llama_3_8b.json. The directory
-gets model.safetensors, model_spec.json and a tokenizer of single letters: enough to time loading, and nothing that
-makes sense. Needs Python alone.
+gets weights in shards, their index, model_spec.json and a tokenizer of single letters: enough to time loading, and
+nothing that makes sense. Shards are written side by side, since filling the page cache keeps a core busy. Needs Python
+alone.
 """
 
 import json
@@ -10,9 +11,11 @@ import os
 import shutil
 import struct
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-BLOCK_ELEMENTS = 32 << 20
+BLOCK_ELEMENTS = 8 << 20
+SHARD_BYTES = 1 << 30
 TOKENIZER = Path(__file__).resolve().parent.parent / "fuzz/src/tokenizer.json"
 
 
@@ -48,9 +51,8 @@ def random_block():
     return bytes(block)
 
 
-def main():
-    spec_path, directory = Path(sys.argv[1]), Path(sys.argv[2])
-    spec = json.loads(spec_path.read_text())
+def shards(spec):
+    """Headers of files of about SHARD_BYTES, and how many bytes follow each."""
     header, position = {}, 0
     for name, shape in tensors(spec):
         num_bytes = 2
@@ -58,16 +60,42 @@ def main():
             num_bytes *= size
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [position, position + num_bytes]}
         position += num_bytes
+        if position >= SHARD_BYTES:
+            yield header, position
+            header, position = {}, 0
+    if header:
+        yield header, position
+
+
+def write_shard(path, header, num_bytes, block):
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb", buffering=0) as file:
+        write_all(file, struct.pack("<Q", len(text)) + text)
+        for start in range(0, num_bytes, len(block)):
+            write_all(file, memoryview(block)[: num_bytes - start])
+
+
+def write_all(file, piece):
+    """An unbuffered file may take less than it is given."""
+    while piece:
+        piece = piece[file.write(piece) :]
+
+
+def main():
+    spec_path, directory = Path(sys.argv[1]), Path(sys.argv[2])
+    spec = json.loads(spec_path.read_text())
     directory.mkdir(parents=True, exist_ok=True)
     shutil.copy(spec_path, directory / "model_spec.json")
     shutil.copy(TOKENIZER, directory / "tokenizer.json")
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    block = random_block()
-    with open(directory / "model.safetensors", "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for start in range(0, position, len(block)):
-            file.write(block[: position - start])
+    block, parts = random_block(), list(shards(spec))
+    names = [f"model-{index:05}-of-{len(parts):05}.safetensors" for index in range(1, len(parts) + 1)]
+    weight_map = {tensor: name for name, (header, _) in zip(names, parts) for tensor in header}
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        written = [threads.submit(write_shard, directory / name, *part, block) for name, part in zip(names, parts)]
+    for shard in written:
+        shard.result()
 
 
 main()

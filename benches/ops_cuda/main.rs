@@ -1,22 +1,25 @@
 //! Times the CUDA backend's operations and whole decode steps of the Llama-3-8B shape with random weights, and
 //! prints each as a share of what the card can do. Operations are launched one by one, so their figures include that;
-//! steps replay what was recorded.
+//! steps replay what was recorded, and print how long the device has nothing to compute between two of them.
 //!
 //! `cargo bench --bench ops_cuda`; arguments choose sections: `linear`, `decode`, `prompt`, `small`,
 //! `step`.
+
+mod step;
 
 use std::time::Instant;
 
 use inflight::backend::cuda::{Cuda, KvCache, Tensor};
 use inflight::backend::{
-    Activate, Activation, AttentionShape, Backend, BackendLimits, BackendResult, Batch, DType, Delta,
-    Embedding, Head, KvLayout, Norm, QkvTransform, RopePairing, Scoring, SlotState, TOKEN_FROM_SLOT,
+    Activate, Activation, AttentionShape, Backend, BackendLimits, Batch, DType, Delta, KvLayout, Norm,
+    QkvTransform, RopePairing, Scoring, SlotState,
 };
 
 /// Measured on an H100 SXM: a copy's bytes read and written, and a large BF16 product.
 const BYTES_PER_SECOND: f64 = 3.0e12;
 const FLOPS: f64 = 798e12;
 const BF16: DType = DType::Bf16;
+const GREEDY: SlotState = SlotState::GREEDY;
 
 fn main() {
     let sections: Vec<String> = std::env::args().skip(1).filter(|name| !name.starts_with('-')).collect();
@@ -35,7 +38,7 @@ fn main() {
         bench_small();
     }
     if wants("step") {
-        bench_step();
+        step::bench();
     }
 }
 
@@ -92,7 +95,8 @@ fn bench_linear() {
         let num_weights = (256usize << 20).div_ceil(weight_bytes).max(2);
         let weights: Vec<Tensor> =
             (0..num_weights).map(|_| random_tensor(&mut gpu, &noise, out_features, in_features)).collect();
-        for rows in [1, 4, 8, 16, 32, 64, 256, 512, 2048, 8192] {
+        // 2048 comes before 1152 and 1664, which share its algorithm and show what part of a wave costs.
+        for rows in [1, 4, 8, 16, 32, 64, 256, 512, 1024, 2048, 1152, 1664, 8192] {
             let input = random_tensor(&mut gpu, &noise, rows, in_features);
             let mut out = gpu.alloc(BF16, rows, out_features).unwrap();
             let marker = gpu.alloc(DType::F32, 1, 1).unwrap();
@@ -269,159 +273,5 @@ fn bench_small() {
             })
         });
         println!("{rows} | {:.1} | {:.1} | {:.1}", micros[0], micros[1], micros[2]);
-    }
-}
-
-const GREEDY: SlotState = SlotState::GREEDY;
-
-struct Layer {
-    norms: [Tensor; 2],
-    qkv: Tensor,
-    attention_output: Tensor,
-    gate_up: Tensor,
-    down: Tensor,
-}
-
-/// The decoder's operations, in its order, on weights that were never loaded from anywhere.
-struct Llama8B {
-    gpu: Cuda,
-    model: Model,
-}
-
-struct Model {
-    shape: AttentionShape,
-    table: Tensor,
-    cache: KvCache,
-    embedding: Tensor,
-    head: Tensor,
-    final_norm: Tensor,
-    layers: Vec<Layer>,
-    buffers: [Tensor; 8],
-}
-
-const HIDDEN: usize = 4096;
-const INTERMEDIATE: usize = 14_336;
-const VOCAB: usize = 128_256;
-const MAX_LEN: usize = 1024;
-const MAX_ROWS: usize = 256;
-
-impl Llama8B {
-    fn new() -> Llama8B {
-        let mut gpu = Cuda::new(0).unwrap();
-        let noise = noise(4 << 20, 0.02);
-        let ones: Vec<u8> = (0..HIDDEN).flat_map(|_| 1.0f32.to_le_bytes()).collect();
-        let shape = AttentionShape { num_heads: 32, num_kv_heads: 8, head_dim: 128, scale: 0.088 };
-        let norm = |gpu: &mut Cuda| {
-            let mut tensor = gpu.alloc(DType::F32, 1, HIDDEN).unwrap();
-            gpu.write_rows(&mut tensor, 0, &ones).unwrap();
-            tensor
-        };
-        let layers = (0..32)
-            .map(|_| Layer {
-                norms: [norm(&mut gpu), norm(&mut gpu)],
-                qkv: random_tensor(&mut gpu, &noise, shape.qkv_width(), HIDDEN),
-                attention_output: random_tensor(&mut gpu, &noise, HIDDEN, HIDDEN),
-                gate_up: random_tensor(&mut gpu, &noise, 2 * INTERMEDIATE, HIDDEN),
-                down: random_tensor(&mut gpu, &noise, HIDDEN, INTERMEDIATE),
-            })
-            .collect();
-        let final_norm = norm(&mut gpu);
-        let embedding = random_tensor(&mut gpu, &noise, VOCAB, HIDDEN);
-        let head = random_tensor(&mut gpu, &noise, VOCAB, HIDDEN);
-        let num_blocks = MAX_ROWS * MAX_LEN / BLOCK;
-        let layout = KvLayout {
-            num_layers: 32,
-            num_blocks,
-            block_size: BLOCK,
-            num_kv_heads: 8,
-            head_dim: 128,
-            dtype: BF16,
-        };
-        let cache = gpu.alloc_kv_cache(&layout).unwrap();
-        gpu.reserve(&BackendLimits { max_tokens: 2048, max_slots: MAX_ROWS, vocab_size: VOCAB }).unwrap();
-        let table = gpu.alloc(DType::F32, MAX_LEN, 128).unwrap();
-        let widths = [HIDDEN, HIDDEN, shape.qkv_width(), HIDDEN, 2 * INTERMEDIATE, INTERMEDIATE, HIDDEN];
-        let mut buffers: Vec<Tensor> =
-            widths.iter().map(|&width| gpu.alloc(BF16, 2048, width).unwrap()).collect();
-        buffers.push(gpu.alloc(DType::F32, MAX_ROWS, VOCAB).unwrap());
-        let Ok(buffers) = buffers.try_into() else { unreachable!("eight buffers") };
-        let mut model = Model { shape, table, cache, embedding, head, final_norm, layers, buffers };
-        let start = Instant::now();
-        let free_bytes = gpu.memory_info().unwrap().0;
-        gpu.warm_up(MAX_LEN, &mut |gpu, rows| model.run(gpu, rows)).unwrap();
-        let taken = (free_bytes - gpu.memory_info().unwrap().0) >> 20;
-        println!("warm-up: {:.2} s, {taken} MiB of the device", start.elapsed().as_secs_f64());
-        Llama8B { gpu, model }
-    }
-
-    fn forward(&mut self, batch: &Batch) {
-        let Llama8B { gpu, model } = self;
-        gpu.run_step(batch, &mut |gpu, rows| model.run(gpu, rows)).unwrap();
-    }
-}
-
-impl Model {
-    fn run(&mut self, gpu: &mut Cuda, rows: usize) -> BackendResult<()> {
-        let Model { shape, table, cache, embedding, head, final_norm, layers, buffers } = self;
-        let [residual, normed, qkv, attention, gate_up, gated, delta, logits] = buffers;
-        gpu.embed(&Embedding::plain(embedding), residual)?;
-        let transform = QkvTransform::rotate(table, RopePairing::Half);
-        for (index, layer) in layers.iter().enumerate() {
-            let added = [(index > 0).then(|| Delta::plain(&*delta)), None];
-            gpu.add_norm(residual, added, &Norm::rms(&layer.norms[0], 1e-5), normed, rows)?;
-            gpu.linear(normed, &layer.qkv, qkv, rows)?;
-            gpu.rope_and_write_kv(qkv, &transform, shape, cache, index)?;
-            gpu.attention(qkv, shape, &Scoring::default(), cache, index, attention)?;
-            gpu.linear(attention, &layer.attention_output, delta, rows)?;
-            let added = [Some(Delta::plain(&*delta)), None];
-            gpu.add_norm(residual, added, &Norm::rms(&layer.norms[1], 1e-5), normed, rows)?;
-            gpu.linear(normed, &layer.gate_up, gate_up, rows)?;
-            gpu.activate(gate_up, &Activate::gated(Activation::Silu), gated, rows)?;
-            gpu.linear(gated, &layer.down, delta, rows)?;
-        }
-        let added = [Some(Delta::plain(&*delta)), None];
-        gpu.add_norm(residual, added, &Norm::rms(final_norm, 1e-5), normed, rows)?;
-        gpu.logits(normed, &Head::plain(head), logits)?;
-        gpu.sample(logits)
-    }
-}
-
-/// Decode steps at contexts 129 to 256, two in flight, tokens fed back on the device.
-fn bench_step() {
-    const NUM_STEPS: usize = 128;
-    let mut model = Llama8B::new();
-    println!(
-        "Llama-3-8B shape, decode at contexts 129 to 256: rows | ms/step | tok/s | host us/step | % of copy"
-    );
-    for rows in [1usize, 4, 16, 64, 256] {
-        (0..rows as u32).for_each(|slot| model.gpu.reset_slot(slot, &GREEDY).unwrap());
-        let mut run = |steps: usize| {
-            let (start, mut host) = (Instant::now(), 0.0);
-            for step in 0..steps {
-                let mut batch = Batch::new();
-                for slot in 0..rows as u32 {
-                    let first = slot * (MAX_LEN / BLOCK) as u32;
-                    let context_len = 129 + step;
-                    let blocks = (first..first + context_len.div_ceil(BLOCK) as u32).collect();
-                    push(&mut batch, slot, vec![TOKEN_FROM_SLOT], context_len, blocks);
-                }
-                batch.sampled_rows = (0..rows as u32).collect();
-                let submitted = Instant::now();
-                model.forward(&batch);
-                host += submitted.elapsed().as_secs_f64();
-                if step > 0 {
-                    model.gpu.collect().unwrap();
-                }
-            }
-            model.gpu.collect().unwrap();
-            (start.elapsed().as_secs_f64() / steps as f64, host / steps as f64)
-        };
-        run(8);
-        let (seconds, host) = run(NUM_STEPS);
-        let weights = 32 * 2 * HIDDEN * (6144 + 4096 + 3 * INTERMEDIATE) + 2 * VOCAB * HIDDEN;
-        let keys_and_values = rows * 192 * 32 * 2 * 8 * 128 * 2;
-        let share = (weights + keys_and_values) as f64 / seconds / BYTES_PER_SECOND * 100.0;
-        let (millis, rate) = (seconds * 1e3, rows as f64 / seconds);
-        println!("{rows} | {millis:.2} | {rate:.0} | {:.0} | {share:.0} %", host * 1e6);
     }
 }

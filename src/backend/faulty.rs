@@ -12,6 +12,7 @@ use super::{
     Activate, AttentionShape, Backend, BackendError, BackendLimits, BackendResult, Batch, DType, Delta,
     Embedding, Feature, Head, KvLayout, Mixture, Norm, QkvTransform, Sampled, Scoring, SlotState,
 };
+use crate::error::Result;
 
 /// A call of [`Backend`] that can fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -20,7 +21,7 @@ pub enum Operation {
     Reserve,
     /// [`Backend::alloc`].
     Alloc,
-    /// [`Backend::write_rows`].
+    /// [`Backend::write_rows`] and [`Backend::fill_rows`].
     WriteRows,
     /// [`Backend::read_rows`].
     ReadRows,
@@ -221,6 +222,10 @@ impl<B: Backend> Backend for Faulty<B> {
         self.inner.available_bytes()
     }
 
+    fn token_quantum(&self, width: usize) -> usize {
+        self.inner.token_quantum(width)
+    }
+
     fn workspace_bytes(&self, limits: &BackendLimits) -> u64 {
         self.inner.workspace_bytes(limits)
     }
@@ -239,6 +244,17 @@ impl<B: Backend> Backend for Faulty<B> {
     fn write_rows(&mut self, tensor: &mut Self::Tensor, first_row: usize, bytes: &[u8]) -> BackendResult<()> {
         self.enter(Operation::WriteRows)?;
         self.inner.write_rows(tensor, first_row, bytes)
+    }
+
+    fn fill_rows(
+        &mut self,
+        tensor: &mut Self::Tensor,
+        first_row: usize,
+        num_bytes: usize,
+        fill: &mut dyn FnMut(&mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        self.enter(Operation::WriteRows)?;
+        self.inner.fill_rows(tensor, first_row, num_bytes, fill)
     }
 
     fn read_rows(&mut self, tensor: &Self::Tensor, rows: usize) -> BackendResult<Vec<f32>> {

@@ -16,7 +16,7 @@ pub use ops::{
 };
 use thiserror::Error;
 
-use crate::error::{Error, Status};
+use crate::error::{Error, Result, Status};
 
 /// Element type of a buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -280,6 +280,12 @@ pub trait Backend: Send + 'static {
         None
     }
 
+    /// Tokens that fill the device evenly in products with `width` columns: above a multiple of them, the next few
+    /// cost as much as as many again. 1: every token costs the same.
+    fn token_quantum(&self, _width: usize) -> usize {
+        1
+    }
+
     /// Bytes of workspace that the backend keeps for `limits`, beside tensors and cache.
     fn workspace_bytes(&self, limits: &BackendLimits) -> u64;
 
@@ -291,6 +297,26 @@ pub trait Backend: Send + 'static {
 
     /// Writes whole rows, given as the dtype's little-endian bytes, starting at row `first_row`.
     fn write_rows(&mut self, tensor: &mut Self::Tensor, first_row: usize, bytes: &[u8]) -> BackendResult<()>;
+
+    /// Has `fill` write `num_bytes` bytes of whole rows, starting at row `first_row`, where the device takes them
+    /// from; the memory holds any bytes before. What `fill` fails with is passed on, and leaves any values in the
+    /// rows.
+    fn fill_rows(
+        &mut self,
+        tensor: &mut Self::Tensor,
+        first_row: usize,
+        num_bytes: usize,
+        fill: &mut dyn FnMut(&mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(num_bytes).map_err(|_| {
+            let message = format!("{num_bytes} bytes of rows could not be allocated");
+            Error::new(Status::OutOfMemory, message)
+        })?;
+        bytes.resize(num_bytes, 0);
+        fill(&mut bytes)?;
+        Ok(self.write_rows(tensor, first_row, &bytes)?)
+    }
 
     /// Reads `rows` leading rows as f32, waiting for the device; for tests and tools.
     fn read_rows(&mut self, tensor: &Self::Tensor, rows: usize) -> BackendResult<Vec<f32>>;

@@ -77,7 +77,9 @@ impl Admission<'_> {
                 self.tokenizer.encode(text, options)?
             }
             Prompt::Tokens(tokens) => tokens.clone(),
-            Prompt::Chat(messages) => self.tokenizer.encode_chat(messages)?,
+            Prompt::Chat(messages) => {
+                self.tokenizer.encode_chat_if(messages, |text_bytes| self.check_text_bytes(text_bytes))?
+            }
         };
         if tokens.is_empty() {
             return Err(Error::invalid_argument("the prompt is empty; it needs at least one token"));

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use crate::backend::cpu::Cpu;
+#[cfg(feature = "cuda")]
+use crate::backend::cuda::Cuda;
 use crate::config::{DTypeChoice, EngineOptions, LogLevel};
 use crate::engine::echo::EchoExecutor;
 use crate::engine::executor::Executor;
@@ -88,17 +90,61 @@ impl Device {
     }
 }
 
+/// A device that has been chosen.
+enum Chosen {
+    Cpu,
+    /// The driver's device of this index, open where choosing it meant trying to.
+    #[cfg(feature = "cuda")]
+    Cuda(u32, Option<Box<Cuda>>),
+    Echo(Duration),
+}
+
+impl Chosen {
+    /// The device that the options name. For `auto` a CUDA device that this build can use, unless the dtype is one
+    /// that only the CPU has.
+    fn by(options: &EngineOptions) -> Result<Chosen> {
+        match Device::parse(&options.device)? {
+            Device::Auto if options.dtype == DTypeChoice::F32 => Ok(Chosen::Cpu),
+            Device::Auto => Chosen::first_cuda().or_else(|reason| {
+                options.logger.log(LogLevel::Info, format_args!("device auto takes the CPU: {reason}"));
+                Ok(Chosen::Cpu)
+            }),
+            Device::Cpu => Ok(Chosen::Cpu),
+            Device::Cuda(ordinal) => Chosen::cuda(ordinal),
+            Device::Echo(step_time) => Ok(Chosen::Echo(step_time)),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn first_cuda() -> Result<Chosen> {
+        Ok(Chosen::Cuda(0, Some(Box::new(Cuda::new(0)?))))
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn first_cuda() -> Result<Chosen> {
+        Err(no_cuda())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(ordinal: u32) -> Result<Chosen> {
+        Ok(Chosen::Cuda(ordinal, None))
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn cuda(_ordinal: u32) -> Result<Chosen> {
+        Err(no_cuda())
+    }
+}
+
 /// Loads what `options` name.
 pub(super) fn load(options: &EngineOptions) -> Result<EngineParts> {
     let (device, options) = settle(options)?;
     let options = &options;
     match device {
-        Device::Auto | Device::Cpu => model::load(cpu_target(options)?, options),
+        Chosen::Cpu => model::load(cpu_target(options)?, options),
         #[cfg(feature = "cuda")]
-        Device::Cuda(ordinal) => model::load(cuda_target(ordinal, options)?, options),
-        #[cfg(not(feature = "cuda"))]
-        Device::Cuda(_) => Err(no_cuda()),
-        Device::Echo(step_time) => Ok(load_echo(options, step_time)),
+        Chosen::Cuda(ordinal, cuda) => model::load(cuda_target(ordinal, cuda, options)?, options),
+        Chosen::Echo(step_time) => Ok(load_echo(options, step_time)),
     }
 }
 
@@ -107,22 +153,21 @@ pub(super) fn plan(options: &EngineOptions) -> Result<MemoryPlan> {
     let (device, options) = settle(options)?;
     let options = &options;
     match device {
-        Device::Auto | Device::Cpu => model::plan(&cpu_target(options)?, options),
+        Chosen::Cpu => model::plan(&cpu_target(options)?, options),
         #[cfg(feature = "cuda")]
-        Device::Cuda(ordinal) => model::plan(&cuda_target(ordinal, options)?, options),
-        #[cfg(not(feature = "cuda"))]
-        Device::Cuda(_) => Err(no_cuda()),
-        Device::Echo(_) => Ok(plan_echo(options)),
+        Chosen::Cuda(ordinal, cuda) => model::plan(&cuda_target(ordinal, cuda, options)?, options),
+        Chosen::Echo(_) => Ok(plan_echo(options)),
     }
 }
 
 /// The device, and options without anything that is left to it.
-fn settle(options: &EngineOptions) -> Result<(Device, EngineOptions)> {
-    let device = choose_device(options)?;
+fn settle(options: &EngineOptions) -> Result<(Chosen, EngineOptions)> {
+    let device = Chosen::by(options)?;
     let (num_sequences, num_tokens) = match device {
         // Enough rows to read weights once for many, and prompts in pieces that fill the device.
-        Device::Cuda(_) => (256, 8192),
-        Device::Auto | Device::Cpu | Device::Echo(_) => (64, 512),
+        #[cfg(feature = "cuda")]
+        Chosen::Cuda(..) => (256, 8192),
+        Chosen::Cpu | Chosen::Echo(_) => (64, 512),
     };
     let or = |value: usize, default: usize| if value == 0 { default } else { value };
     let max_num_sequences = or(options.max_num_sequences, num_sequences);
@@ -135,43 +180,20 @@ fn settle(options: &EngineOptions) -> Result<(Device, EngineOptions)> {
     Ok((device, options))
 }
 
-/// The device that the options name, [`Device::Auto`] settled: a CUDA device that this build can use, unless the
-/// dtype is one that only the CPU has.
-fn choose_device(options: &EngineOptions) -> Result<Device> {
-    match Device::parse(&options.device)? {
-        Device::Auto if options.dtype == DTypeChoice::F32 => Ok(Device::Cpu),
-        Device::Auto => match probe_cuda() {
-            Ok(()) => Ok(Device::Cuda(0)),
-            Err(reason) => {
-                options.logger.log(LogLevel::Info, format_args!("device auto takes the CPU: {reason}"));
-                Ok(Device::Cpu)
-            }
-        },
-        device => Ok(device),
-    }
-}
-
-#[cfg(feature = "cuda")]
-fn probe_cuda() -> Result<()> {
-    crate::backend::cuda::Cuda::probe(0)
-}
-
-#[cfg(not(feature = "cuda"))]
-fn probe_cuda() -> Result<()> {
-    Err(no_cuda())
-}
-
 fn cpu_target(options: &EngineOptions) -> Result<Target<Cpu>> {
     let backend = Cpu::new(options.num_threads)?;
     Ok(Target { backend, device: "cpu".to_owned(), pipeline_depth: 1, shares_host_memory: true })
 }
 
 #[cfg(feature = "cuda")]
-fn cuda_target(ordinal: u32, options: &EngineOptions) -> Result<Target<crate::backend::cuda::Cuda>> {
+fn cuda_target(ordinal: u32, opened: Option<Box<Cuda>>, options: &EngineOptions) -> Result<Target<Cuda>> {
     if options.dtype == DTypeChoice::F32 {
         return Err(Error::invalid_argument("dtype is f32; a CUDA device computes in bf16 or f16"));
     }
-    let backend = crate::backend::cuda::Cuda::new(ordinal)?;
+    let backend = match opened {
+        Some(cuda) => *cuda,
+        None => Cuda::new(ordinal)?,
+    };
     let device = format!("cuda:{ordinal} ({})", backend.device_name());
     Ok(Target { backend, device, pipeline_depth: 2, shares_host_memory: false })
 }
@@ -251,22 +273,25 @@ fn load_echo(options: &EngineOptions, step_time: Duration) -> EngineParts {
     let executor = EchoExecutor::new(options.max_num_sequences, eos_token, step_time);
     EngineParts {
         executor: Box::new(executor),
-        facts: EngineFacts::new(options, tokenizer, vocab_size, memory, "echo".to_owned()),
+        facts: EngineFacts::new(options, tokenizer, vocab_size, memory, 1, "echo".to_owned()),
     }
 }
 
 impl EngineFacts {
-    /// Facts of a model whose logits have `vocab_size` entries, with `memory` reserved on `device`.
+    /// Facts of a model whose logits have `vocab_size` entries, with `memory` reserved on `device`, which takes tokens
+    /// best in multiples of `token_quantum`.
     pub fn new(
         options: &EngineOptions,
         tokenizer: Tokenizer,
         vocab_size: usize,
         memory: MemoryPlan,
+        token_quantum: usize,
         device: String,
     ) -> Self {
         let scheduler = SchedulerConfig {
             max_num_sequences: options.max_num_sequences,
             max_batched_tokens: options.max_batched_tokens,
+            token_quantum,
             block_size: memory.kv_block_size as usize,
             num_blocks: u32::try_from(memory.num_kv_blocks).unwrap_or(u32::MAX),
         };

@@ -42,8 +42,9 @@ pub(super) fn load<B: Backend>(target: Target<B>, options: &EngineOptions) -> Re
     }
     let loading = LoadOptions { num_threads: options.num_threads, progress: options.progress.as_ref() };
     let decoder = Decoder::load(target.backend, &spec, &checkpoint, &config, &loading)?;
+    let token_quantum = decoder.backend().token_quantum(spec.hidden_size);
     let executor = Box::new(ModelExecutor::new(decoder, target.pipeline_depth));
-    let facts = EngineFacts::new(options, tokenizer, spec.vocab_size, memory, target.device);
+    let facts = EngineFacts::new(options, tokenizer, spec.vocab_size, memory, token_quantum, target.device);
     Ok(EngineParts { executor, facts })
 }
 

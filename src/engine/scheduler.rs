@@ -20,6 +20,9 @@ pub struct SchedulerConfig {
     pub max_num_sequences: usize,
     /// Most tokens of a step; above `max_num_sequences`, so that decodes always leave room for a prompt.
     pub max_batched_tokens: usize,
+    /// Prompts beside decodes stop where the step's tokens are a multiple of this, at least 1; see
+    /// [`crate::backend::Backend::token_quantum`].
+    pub token_quantum: usize,
     /// Tokens in a KV block.
     pub block_size: usize,
     /// KV blocks.
@@ -97,7 +100,7 @@ impl Scheduler {
     /// A scheduler without requests.
     pub fn new(config: SchedulerConfig) -> Self {
         assert!(config.max_num_sequences >= 1 && config.max_batched_tokens > config.max_num_sequences);
-        assert!(config.block_size >= 1 && config.num_blocks >= 1);
+        assert!(config.token_quantum >= 1 && config.block_size >= 1 && config.num_blocks >= 1);
         Self {
             config,
             pool: BlockPool::new(config.num_blocks),
@@ -195,9 +198,10 @@ impl Scheduler {
     pub fn plan(&mut self, outcomes: &mut Vec<Outcome>) -> Option<StepPlan> {
         self.reserve_blocks();
         self.admit();
+        let budget = self.step_budget();
         let mut builder = BatchBuilder::new();
-        self.push_rows(&mut builder, |sequence| sequence.num_remaining() == 1, outcomes);
-        self.push_rows(&mut builder, |sequence| sequence.num_remaining() > 1, outcomes);
+        self.push_rows(&mut builder, budget, |sequence| sequence.num_remaining() == 1, outcomes);
+        self.push_rows(&mut builder, budget, |sequence| sequence.num_remaining() > 1, outcomes);
         if builder.is_empty() {
             return None;
         }
@@ -298,17 +302,33 @@ impl Scheduler {
         }
     }
 
-    /// Adds a row of every running sequence that `selects` takes, in order of rank, while the budget lasts.
+    /// Most tokens of the next step. Beside decodes, prompts stop at a multiple of the quantum: a part of one would
+    /// cost as much as a whole one, and what is left joins the next step, which the decodes need anyway.
+    fn step_budget(&self) -> usize {
+        let (mut num_decodes, mut num_tokens) = (0, 0);
+        for sequence in self.running.values().map(|id| &self.sequences[id]) {
+            if !sequence.is_paused {
+                num_decodes += usize::from(sequence.num_remaining() == 1);
+                num_tokens += sequence.num_remaining();
+            }
+        }
+        let num_tokens = num_tokens.min(self.config.max_batched_tokens);
+        let even = num_tokens - num_tokens % self.config.token_quantum;
+        // Above the decodes there is room for the first prompt, which may have the highest rank.
+        if num_decodes > 0 && even > num_decodes { even } else { num_tokens }
+    }
+
+    /// Adds a row of every running sequence that `selects` takes, in order of rank, while `budget` lasts.
     fn push_rows(
         &mut self,
         builder: &mut BatchBuilder,
+        budget: usize,
         selects: impl Fn(&Sequence) -> bool,
         outcomes: &mut Vec<Outcome>,
     ) {
         for id in self.running.values() {
             let sequence = self.sequences.get_mut(id).expect("running");
-            let num_tokens =
-                sequence.num_remaining().min(self.config.max_batched_tokens - builder.num_tokens());
+            let num_tokens = sequence.num_remaining().min(budget - builder.num_tokens());
             if sequence.is_paused || num_tokens == 0 || !selects(sequence) {
                 continue;
             }

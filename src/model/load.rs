@@ -1,5 +1,5 @@
 //! How a checkpoint's tensors get into a backend: checked against the plan, then read and converted by several
-//! threads, while one hands them on.
+//! threads, straight into memory that the device has or copies from by itself.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -11,7 +11,6 @@ use crate::error::{Error, Result, Status};
 use crate::format::{Checkpoint, Encoding, TensorTable};
 use crate::model::error::{ModelError, ModelResult};
 use crate::model::origin::{Chunk, Origin};
-use crate::model::pipeline;
 use crate::model::spec::{ModelSpec, Orientation, OutputHead};
 use crate::model::weights::{Part, Source, Weights};
 
@@ -37,7 +36,7 @@ const VISION_PREFIXES: [&str; 4] =
 /// What [`load`] needs beside the model.
 #[derive(Clone, Copy, Default)]
 pub struct LoadOptions<'a> {
-    /// Threads that read and convert, beside the caller's, which hands on; 0: one per core, at most 16.
+    /// Threads that read and convert, while the caller's waits; 0: one per core, at most 16.
     pub num_threads: usize,
     /// Hears how far loading has come.
     pub progress: Option<&'a ProgressCallback>,
@@ -46,8 +45,8 @@ pub struct LoadOptions<'a> {
 /// Loads the weights of a validated spec from `checkpoint` into `backend`, matrices in `dtype`, norms and biases
 /// in f32. Weights of a [`Checkpoint::Random`] are made up.
 ///
-/// Host memory beside the backend's stays below 3 chunks of 16 MiB (or 3 rows, where a row is longer) and 2 MiB
-/// per thread.
+/// Host memory beside the backend's stays below a chunk of 16 MiB (or a row, where that is longer) and 2 MiB per
+/// thread. The backend's includes two more chunks where the device has memory of its own.
 pub fn load<B: Backend>(
     backend: &mut B,
     spec: &ModelSpec,
@@ -72,9 +71,9 @@ pub fn load<B: Backend>(
         }
     };
     let chunks: Vec<Chunk> = origins.iter().flat_map(Origin::chunks).collect();
-    let mut target = Target { backend, sources: &sources, progress, tensors: Vec::new() };
     let pool = thread_pool(options.num_threads)?;
-    pipeline::run(&pool, &chunks, Chunk::num_bytes, Chunk::fill, |chunk, bytes| target.take(chunk, bytes))?;
+    let mut target = Target { backend, pool, sources: &sources, progress, tensors: Vec::new() };
+    chunks.iter().try_for_each(|chunk| target.take(chunk))?;
     let mut tensors = target.tensors.into_iter();
     places.try_map(&mut |()| tensors.next().ok_or_else(|| Error::internal("a parameter has no rows")))
 }
@@ -170,6 +169,7 @@ impl<'a> Reporter<'a> {
 /// Where chunks go, in the order of their sources and rows.
 struct Target<'a, B: Backend> {
     backend: &'a mut B,
+    pool: rayon::ThreadPool,
     sources: &'a [Source],
     progress: Reporter<'a>,
     /// Parameters so far; the last may still lack rows.
@@ -177,13 +177,16 @@ struct Target<'a, B: Backend> {
 }
 
 impl<B: Backend> Target<'_, B> {
-    fn take(&mut self, chunk: &Chunk<'_>, bytes: &[u8]) -> Result<()> {
+    fn take(&mut self, chunk: &Chunk<'_>) -> Result<()> {
         let source_index = chunk.source_index();
         if source_index == self.tensors.len() {
             let source = &self.sources[source_index];
             self.tensors.push(self.backend.alloc(source.dtype, source.rows, source.columns)?);
         }
-        self.backend.write_rows(&mut self.tensors[source_index], chunk.first_row(), bytes)?;
-        self.progress.add(bytes.len())
+        let (pool, num_bytes) = (&self.pool, chunk.num_bytes());
+        let mut fill = |target: &mut [u8]| pool.install(|| chunk.fill(target));
+        let tensor = &mut self.tensors[source_index];
+        self.backend.fill_rows(tensor, chunk.first_row(), num_bytes, &mut fill)?;
+        self.progress.add(num_bytes)
     }
 }

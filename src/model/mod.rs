@@ -8,7 +8,6 @@ pub mod load;
 pub mod memory;
 mod names;
 mod origin;
-mod pipeline;
 mod random;
 pub mod rope;
 pub mod spec;

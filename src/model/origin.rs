@@ -5,16 +5,15 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::backend::DType;
-use crate::error::Result;
+use crate::error::{Error, Result, Status};
 use crate::format::{Encoding, TensorInfo, TensorTable};
 use crate::model::convert;
-use crate::model::pipeline::resize;
 use crate::model::random::Generator;
 use crate::model::spec::Orientation;
 use crate::model::weights::{Adjustment, Part, Source};
 use crate::quant;
 
-/// Bytes that are handed on at a time.
+/// Bytes that are filled and sent to the device at a time.
 const CHUNK_BYTES: usize = 16 << 20;
 /// Elements that a thread reads and converts at a time: whole blocks of every encoding.
 const PIECE_LEN: usize = 1 << 18;
@@ -86,7 +85,7 @@ impl<'a> Origin<'a> {
         sources.iter().enumerate().map(made_up).collect()
     }
 
-    /// The rows in order, as many at a time as are handed on together.
+    /// The rows in order, as many at a time as are filled together.
     pub(super) fn chunks(&self) -> impl Iterator<Item = Chunk<'_>> {
         let row_bytes = self.source.columns * self.source.dtype.size_bytes();
         let chunk_rows = (CHUNK_BYTES / row_bytes).clamp(1, self.num_rows.max(1));
@@ -98,7 +97,7 @@ impl<'a> Origin<'a> {
     }
 }
 
-/// Rows that are handed on together.
+/// Rows that are filled together.
 pub(super) struct Chunk<'a> {
     origin: &'a Origin<'a>,
     /// Counts from the origin's first row.
@@ -231,6 +230,16 @@ fn for_each_f32(bytes: &mut [u8], mut change: impl FnMut(f32) -> f32) {
     for bytes in bytes.as_chunks_mut::<4>().0 {
         *bytes = change(f32::from_le_bytes(*bytes)).to_le_bytes();
     }
+}
+
+/// Makes `buffer` hold `num_bytes` bytes, of any value.
+fn resize(buffer: &mut Vec<u8>, num_bytes: usize) -> Result<()> {
+    buffer.try_reserve(num_bytes.saturating_sub(buffer.len())).map_err(|_| {
+        let message = format!("{num_bytes} bytes to convert weights in could not be allocated");
+        Error::new(Status::OutOfMemory, message)
+    })?;
+    buffer.resize(num_bytes, 0);
+    Ok(())
 }
 
 /// Columns of a matrix, `[_, stride]`, from `start` on.

@@ -179,6 +179,16 @@ impl Tokenizer {
     /// Tokens of a prompt made of `messages`, ready for the assistant's answer. Special tokens are the
     /// template's alone: what messages spell stays text.
     pub fn encode_chat(&self, messages: &str) -> Result<Vec<u32>> {
+        self.encode_chat_if(messages, |_| Ok(()))
+    }
+
+    /// The same, unless `check` refuses the number of bytes that the prompt has as text: encoding takes time, and a
+    /// template may make much of a short message.
+    pub fn encode_chat_if(
+        &self,
+        messages: &str,
+        check: impl FnOnce(usize) -> Result<()>,
+    ) -> Result<Vec<u32>> {
         let template = self.template()?;
         let messages = chat::parse_messages(messages)?;
         let marker = Marker::choose(|c| template.contains(c) || chat::contains(&messages, c))?;
@@ -197,6 +207,7 @@ impl Tokenizer {
             ));
         }
         let (text, parts) = chat::unmark(&text, parts, marker);
+        check(text.len())?;
         self.encode_parts(&text, &parts)
     }
 

@@ -1,6 +1,7 @@
 //! Creation, destruction, and batches that do not fit.
 
 use inflight::backend::{Backend, BackendLimits, DType, KvLayout};
+use inflight::{Error, Status};
 
 use crate::rig::*;
 
@@ -91,4 +92,43 @@ fn batches_that_do_not_fit_are_refused() {
     broken.query_starts = vec![0, 9];
     assert!(gpu.load_batch(&broken).is_err(), "starts leave the tokens");
     assert!(gpu.load_batch(&batch(&[row()], &[0])).is_ok());
+}
+
+#[test]
+fn rows_are_written_and_filled_through_buffers_in_turns() {
+    const COLUMNS: usize = 1031;
+    let row_bytes = 2 * COLUMNS;
+    let mut gpu = gpu();
+    let mut random = Random(21);
+    // Rows of pieces, below and above what a buffer holds at first (4 MiB), growing and shrinking.
+    let pieces = sizes(&[1, 2000, 3, 2100, 5000, 1, 4999, 2, 2, 2500], 2100);
+    let num_rows = pieces.iter().sum();
+    let mut tensor = gpu.alloc(DType::Bf16, num_rows, COLUMNS).unwrap();
+    let expected = rounded(DType::Bf16, &random.values(num_rows * COLUMNS, 4.0));
+    let all = bytes(DType::Bf16, &expected);
+    let mut first_row = 0;
+    for (index, rows) in pieces.into_iter().enumerate() {
+        let piece = &all[first_row * row_bytes..(first_row + rows) * row_bytes];
+        // A fill that fails leaves buffers and other rows as they are.
+        let mut fail = |target: &mut [u8]| {
+            target.fill(0xff);
+            Err(Error::new(Status::Aborted, "no more"))
+        };
+        let error = gpu.fill_rows(&mut tensor, first_row, piece.len(), &mut fail).unwrap_err();
+        assert_eq!(error.status(), Status::Aborted);
+        match index % 3 {
+            0 => gpu.write_rows(&mut tensor, first_row, piece).unwrap(),
+            _ => {
+                let mut fill = |target: &mut [u8]| {
+                    target.copy_from_slice(piece);
+                    Ok(())
+                };
+                gpu.fill_rows(&mut tensor, first_row, piece.len(), &mut fill).unwrap();
+            }
+        }
+        first_row += rows;
+    }
+    assert!(gpu.read_rows(&tensor, num_rows).unwrap() == expected, "rows went astray");
+    assert!(gpu.fill_rows(&mut tensor, 1, num_rows * row_bytes, &mut |_| panic!("filled")).is_err());
+    assert!(gpu.fill_rows(&mut tensor, 0, row_bytes - 1, &mut |_| panic!("filled")).is_err());
 }

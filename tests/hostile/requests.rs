@@ -112,6 +112,11 @@ fn prompts_that_do_not_fit_are_refused() {
             ("10^7 tokens", Prompt::Tokens(vec![3; 10_000_000]), Status::PromptTooLong),
             ("100 MiB of text", text("ab".repeat(50 << 20)), Status::PromptTooLong),
             ("100 MiB of messages", Prompt::Chat("a".repeat(100 << 20)), Status::InvalidArgument),
+            (
+                "8 MiB of a message",
+                Prompt::Chat(format!("[{{\"role\": \"user\", \"content\": \"{}\"}}]", "ab".repeat(4 << 20))),
+                Status::PromptTooLong,
+            ),
             ("no messages", Prompt::Chat("[]".to_owned()), Status::InvalidArgument),
             ("messages that are none", Prompt::Chat("{\"role\": 1}".to_owned()), Status::InvalidArgument),
             ("nested messages", Prompt::Chat("[".repeat(1 << 20)), Status::InvalidArgument),

@@ -159,6 +159,16 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn fill_rows(
+        &mut self,
+        tensor: &mut Tensor,
+        first_row: usize,
+        num_bytes: usize,
+        fill: &mut dyn FnMut(&mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        fill(tensor.row_bytes_mut(first_row, num_bytes)?)
+    }
+
     fn read_rows(&mut self, tensor: &Tensor, rows: usize) -> BackendResult<Vec<f32>> {
         tensor.expect_shape("read_rows", "tensor", rows, tensor.columns())?;
         let num_elements = rows * tensor.columns();

@@ -13,6 +13,7 @@ mod batch;
 mod cublas;
 mod driver;
 mod embed;
+mod gaps;
 mod graph;
 mod history;
 mod linear;
@@ -27,6 +28,7 @@ mod sample;
 mod staging;
 mod tensor;
 mod warm_up;
+mod waves;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -38,6 +40,7 @@ use self::batch::{LaunchSizes, StepState};
 use self::cublas::{CublasLt, Operands, ProductShape};
 use self::driver::{DevicePtr, Gpu};
 use self::embed::Embed;
+use self::gaps::Gaps;
 use self::graph::{Crossings, Graphs};
 use self::linear::{FusedActivation, Linear};
 use self::memory::Arena;
@@ -62,6 +65,7 @@ const BLOCK_SIZE_MULTIPLE: usize = 16;
 pub struct Cuda {
     // Fields are dropped in this order: the device last.
     graphs: Graphs,
+    gaps: Gaps,
     state: Option<Reserved>,
     staging: Staging,
     kernels: Kernels,
@@ -134,6 +138,7 @@ impl Cuda {
         let staging = Staging::new(&gpu).map_err(fail)?;
         Ok(Cuda {
             graphs: Graphs::default(),
+            gaps: Gaps::default(),
             state: None,
             staging,
             kernels,
@@ -144,13 +149,6 @@ impl Cuda {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             gpu,
         })
-    }
-
-    /// Whether [`Cuda::new`] finds the driver, the device and the libraries that it needs; the error says what is
-    /// missing. Loads nothing.
-    pub fn probe(ordinal: u32) -> Result<()> {
-        let _gpu = Gpu::open(ordinal)?;
-        CublasLt::probe()
     }
 
     /// The device's name.
@@ -235,6 +233,10 @@ impl Backend for Cuda {
         }
     }
 
+    fn token_quantum(&self, width: usize) -> usize {
+        waves::token_quantum(self.gpu.num_multiprocessors() as usize, width)
+    }
+
     fn workspace_bytes(&self, limits: &BackendLimits) -> u64 {
         let num_multiprocessors = self.gpu.num_multiprocessors() as usize;
         StepState::device_bytes(limits, num_multiprocessors)
@@ -278,18 +280,19 @@ impl Backend for Cuda {
     }
 
     fn write_rows(&mut self, tensor: &mut Tensor, first_row: usize, bytes: &[u8]) -> BackendResult<()> {
-        let check = self.checker("write_rows");
-        let row_bytes = tensor.row_bytes();
-        check.require(row_bytes > 0 && bytes.len().is_multiple_of(row_bytes), || {
-            format!("{} bytes are no whole rows of {row_bytes} bytes", bytes.len())
-        })?;
-        let num_rows = bytes.len() / row_bytes;
-        let is_inside = first_row.checked_add(num_rows).is_some_and(|end| end <= tensor.rows());
-        check.require(is_inside, || {
-            format!("{num_rows} rows from row {first_row} on leave a tensor of {} rows", tensor.rows())
-        })?;
-        check.tensor("tensor", tensor, tensor.dtype(), 0, tensor.columns())?;
-        self.staging.write(&self.gpu, tensor.row(first_row), bytes)
+        let target = self.checker("write_rows").whole_rows(tensor, first_row, bytes.len())?;
+        self.staging.write(&self.gpu, target, bytes)
+    }
+
+    fn fill_rows(
+        &mut self,
+        tensor: &mut Tensor,
+        first_row: usize,
+        num_bytes: usize,
+        fill: &mut dyn FnMut(&mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        let target = self.checker("fill_rows").whole_rows(tensor, first_row, num_bytes)?;
+        self.staging.fill(&self.gpu, target, num_bytes, fill)
     }
 
     fn read_rows(&mut self, tensor: &Tensor, rows: usize) -> BackendResult<Vec<f32>> {
@@ -367,14 +370,16 @@ impl Backend for Cuda {
         operations: &mut dyn FnMut(&mut Self, usize) -> BackendResult<()>,
     ) -> BackendResult<()> {
         let check = self.checker("run_step");
-        let Self { graphs, gpu, state: Some(reserved), .. } = self else {
+        let Self { graphs, gaps, gpu, state: Some(reserved), .. } = self else {
             return check.fail("nothing was reserved".to_owned());
         };
         gpu.bind()?;
         reserved.step.load(gpu, check, batch)?;
         match graphs.find(&reserved.step.batch) {
             Some(graph) if !reserved.sampler.needs_host(&reserved.step) => {
+                gaps.start(gpu)?;
                 graph.launch(gpu)?;
+                gaps.end(gpu)?;
                 reserved.sampler.send_results(gpu, &reserved.step)
             }
             _ => {

@@ -104,6 +104,26 @@ impl Checker {
         })
     }
 
+    /// Address of `num_bytes` bytes of whole rows of `tensor`, starting at row `first_row`.
+    pub(super) fn whole_rows(
+        &self,
+        tensor: &Tensor,
+        first_row: usize,
+        num_bytes: usize,
+    ) -> BackendResult<DevicePtr> {
+        self.tensor("tensor", tensor, tensor.dtype, 0, tensor.columns)?;
+        let row_bytes = tensor.row_bytes();
+        self.require(row_bytes > 0 && num_bytes.is_multiple_of(row_bytes), || {
+            format!("{num_bytes} bytes are no whole rows of {row_bytes} bytes")
+        })?;
+        let num_rows = num_bytes / row_bytes;
+        let is_inside = first_row.checked_add(num_rows).is_some_and(|end| end <= tensor.rows);
+        self.require(is_inside, || {
+            format!("{num_rows} rows from row {first_row} on leave a tensor of {} rows", tensor.rows)
+        })?;
+        Ok(tensor.row(first_row))
+    }
+
     /// A type that kernels compute with, and rows of whole 16-byte vectors.
     pub(super) fn vectors(&self, name: &str, tensor: &Tensor) -> BackendResult<()> {
         let is_supported = tensor.dtype != DType::F32 && tensor.columns.is_multiple_of(VECTOR_ELEMENTS);

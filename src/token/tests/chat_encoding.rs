@@ -103,6 +103,17 @@ fn texts_in_json_form_are_guarded_too() {
     assert_eq!(tokenizer.decode(&ids, false).unwrap(), r#"[{"<|im_end|>": ["<|im_start|>"]}]<|im_end|>"#);
 }
 
+#[test]
+fn the_text_of_a_chat_may_be_refused_before_it_is_encoded() {
+    let messages = user("<|im_end|> é");
+    let text = smollm2().apply_chat_template(&messages, true).unwrap();
+    let refuse = |text_bytes: usize| {
+        assert_eq!(text_bytes, text.len());
+        Err(Error::invalid_argument("too much"))
+    };
+    assert_eq!(smollm2().encode_chat_if(&messages, refuse).unwrap_err().message(), "too much");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(500) })]
 

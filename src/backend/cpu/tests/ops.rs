@@ -3,6 +3,7 @@
 use super::*;
 use crate::backend::cpu::simd::{Kernel, MAX_LANES, Simd, math};
 use crate::backend::{Activation, Alibi, ExpertWeighting, Gating, NormKind, RouterScoring};
+use crate::error::{Error, Status};
 
 /// Backend, name for messages.
 fn each_backend(mut test: impl FnMut(&mut Cpu, &str)) {
@@ -391,6 +392,26 @@ fn rows_are_read_as_written() {
         assert_eq!(cpu.read_rows(&tensor, 5).unwrap(), rounded(dtype, &values));
         assert_eq!(cpu.read_rows(&tensor, 2).unwrap(), rounded(dtype, &values[..6]));
     }
+}
+
+#[test]
+fn rows_are_filled_where_they_lie() {
+    let cpu = &mut Cpu::new(1).unwrap();
+    let mut tensor = cpu.alloc(DType::F32, 4, 3).unwrap();
+    let values = Random(9).values(2 * 3, 10.0);
+    let mut fill = |target: &mut [u8]| {
+        target.copy_from_slice(&bytes(DType::F32, &values));
+        Ok(())
+    };
+    cpu.fill_rows(&mut tensor, 1, 24, &mut fill).unwrap();
+    let expected = [[0.0; 3].as_slice(), &values, &[0.0; 3]].concat();
+    assert_eq!(cpu.read_rows(&tensor, 4).unwrap(), expected);
+    for (first_row, num_bytes) in [(3, 24), (0, 23), (usize::MAX, 12)] {
+        let error = cpu.fill_rows(&mut tensor, first_row, num_bytes, &mut |_| panic!("filled")).unwrap_err();
+        assert_eq!(error.status(), Status::Internal, "{error}");
+    }
+    let mut fail = |_: &mut [u8]| Err(Error::new(Status::Aborted, "no more"));
+    assert_eq!(cpu.fill_rows(&mut tensor, 0, 12, &mut fail).unwrap_err().status(), Status::Aborted);
 }
 
 /// Exponentials of a slice of whole vectors, in place.
