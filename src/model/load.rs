@@ -44,9 +44,9 @@ pub struct LoadOptions<'a> {
 }
 
 /// Loads the weights of a validated spec from `checkpoint` into `backend`, matrices in `dtype`, norms and biases
-/// in f32. Weights of a [`Checkpoint::Random`] are made up.
+/// in f32, heads and MLPs in the backend's sizes. Weights of a [`Checkpoint::Random`] are made up.
 ///
-/// Host memory beside the backend's stays below 3 chunks of 16 MiB (or 3 rows, where a row is longer) and 2 MiB
+/// Host memory beside the backend's stays below 4 chunks of 16 MiB (or 4 rows, where a row is longer) and 2 MiB
 /// per thread.
 pub fn load<B: Backend>(
     backend: &mut B,
@@ -55,7 +55,7 @@ pub fn load<B: Backend>(
     dtype: DType,
     options: &LoadOptions<'_>,
 ) -> Result<Weights<B::Tensor>> {
-    let plan = Weights::plan(spec, dtype);
+    let plan = Weights::plan_stored(spec, &spec.stored_by(backend), dtype);
     let progress = Reporter::start(options.progress, plan.num_bytes())?;
     let mut sources = Vec::new();
     let Ok(places) = plan.try_map(&mut |source| {

@@ -8,6 +8,7 @@ pub mod load;
 pub mod memory;
 mod names;
 mod origin;
+pub mod padding;
 mod pipeline;
 mod random;
 pub mod rope;
