@@ -1,9 +1,8 @@
 //! Logits of tiny random checkpoints, and what the real model's loading takes.
 
-use std::path::{Path, PathBuf};
-
 use serde_json::Value;
 
+pub(super) use super::cases::golden;
 use super::naive::Naive;
 use crate::backend::{BackendLimits, Batch, DType};
 use crate::format::Checkpoint;
@@ -15,10 +14,6 @@ use crate::quant::decode_f32;
 
 /// Tokens in a KV block: small and odd, so that the prompt spans many blocks and ends inside one.
 const BLOCK_SIZE: usize = 5;
-
-pub(super) fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
-}
 
 pub(super) fn config(spec: &ModelSpec, weight_dtype: DType, max_tokens: usize) -> DecoderConfig {
     DecoderConfig {
