@@ -1,0 +1,66 @@
+//! Every family's tiny checkpoint and GGUF file on the device, in bf16, against transformers and against itself.
+
+use inflight::backend::cuda::Cuda;
+use inflight::backend::{Backend, DType, Feature};
+
+use crate::cases::{BF16_TOLERANCE, CASES, Case, GGUF_CASES, Runner};
+use crate::rig::gpu;
+
+/// Tokens in a KV block.
+const BLOCK_SIZE: usize = 16;
+/// The lead of a logit above which greedy decoding must find it: twice the error of a logit that is allowed, for
+/// logits of up to 5.
+const MIN_GAP: f32 = 0.2;
+
+/// Every check of a case, each with its name, so that one failure hides no other.
+fn failures(case: &Case) -> Vec<String> {
+    let mut runner = match Runner::load(case, gpu(), DType::Bf16, BLOCK_SIZE) {
+        Ok(runner) => runner,
+        Err(error) => return vec![format!("loading: {error}")],
+    };
+    // Rotations of the prompt may bring a router to a close choice, which bf16 may take the other way.
+    let must_differ = case.spec.experts.is_none();
+    type Check<'a> = (&'static str, Box<dyn Fn(&mut Runner<'a, Cuda>) -> Result<f32, String>>);
+    let checks: [Check; 4] = [
+        ("transformers", Box::new(|runner| runner.check_logits(BF16_TOLERANCE))),
+        ("lengths", Box::new(|runner| runner.check_lengths(BF16_TOLERANCE))),
+        ("batches", Box::new(move |runner| runner.check_batches(must_differ, BF16_TOLERANCE))),
+        ("continuation", Box::new(|runner| runner.check_continuation(MIN_GAP).map(|()| 0.0))),
+    ];
+    let mut failures = Vec::new();
+    let mut errors = Vec::new();
+    for (what, check) in checks {
+        match check(&mut runner) {
+            Ok(error) => errors.push(format!("{what} {error:.1e}")),
+            Err(error) => failures.push(format!("{what}: {error}")),
+        }
+    }
+    println!("  {}", errors.join(", "));
+    failures
+}
+
+fn check_all(kind: &str, names: &[&str], open: impl Fn(&str) -> Result<Case, String>) {
+    let mut failed = Vec::new();
+    for name in names {
+        println!("{kind}/{name}");
+        let failures = match open(name) {
+            Ok(case) => failures(&case),
+            Err(error) => vec![error],
+        };
+        failed.extend(failures.into_iter().map(|failure| format!("{kind}/{name}: {failure}")));
+    }
+    assert!(failed.is_empty(), "{} failures:\n{}", failed.len(), failed.join("\n"));
+}
+
+#[test]
+fn checkpoints_of_all_families_have_the_logits_of_transformers() {
+    if !gpu().supports(Feature::Experts) {
+        println!("the device has no experts: families with a mixture of them will fail");
+    }
+    check_all("families", &CASES, Case::open);
+}
+
+#[test]
+fn gguf_files_have_the_logits_of_transformers() {
+    check_all("gguf", &GGUF_CASES, Case::open_gguf);
+}
