@@ -8,15 +8,15 @@ pub enum TensorParallelGap {
     /// A norm whose sum runs over all devices.
     NormOverDevices,
     /// ALiBi whose slopes follow a head's index among all devices' heads.
-    SlopesOfSomeHeads,
+    AlibiOfSomeHeads,
 }
 
 impl TensorParallelGap {
     /// What is needed, in a few words.
     pub fn name(self) -> &'static str {
         match self {
-            TensorParallelGap::NormOverDevices => "a norm over devices",
-            TensorParallelGap::SlopesOfSomeHeads => "slopes of some heads",
+            TensorParallelGap::NormOverDevices => "a norm over all devices",
+            TensorParallelGap::AlibiOfSomeHeads => "ALiBi for a part of the heads",
         }
     }
 }
@@ -33,7 +33,7 @@ impl ModelSpec {
     pub fn tensor_parallel_gaps(&self) -> Vec<TensorParallelGap> {
         let gaps = [
             (TensorParallelGap::NormOverDevices, self.attention.qk_norm == Some(NormExtent::Width)),
-            (TensorParallelGap::SlopesOfSomeHeads, matches!(self.positions, Positions::Alibi { .. })),
+            (TensorParallelGap::AlibiOfSomeHeads, matches!(self.positions, Positions::Alibi { .. })),
         ];
         gaps.into_iter().filter(|(_, is_there)| *is_there).map(|(gap, _)| gap).collect()
     }

@@ -7,7 +7,7 @@ use crate::model::load::{LoadOptions, load};
 use crate::model::padding::Padding;
 use crate::model::random::Generator;
 use crate::model::spec::{ModelSpec, Orientation};
-use crate::model::weights::{Adjustment, ExpectedTensor, Part, Source, Weights};
+use crate::model::weights::{Adjustment, ExpectedTensor, LayerMlp, Part, Source, Weights};
 use crate::quant::{decode_bf16, decode_f16, decode_f32};
 
 use super::golden::golden;
@@ -119,5 +119,32 @@ fn every_parameter_is_loaded() {
     for (source, tensor) in pairs {
         let expected = decode(source.dtype, &generate(3, source, 1, source.rows));
         assert_eq!(backend.read_rows(tensor, source.rows).unwrap(), expected, "{:?}", source.parts);
+    }
+}
+
+#[test]
+fn padding_stands_between_the_same_values() {
+    const PADDING: usize = 3;
+    let (checkpoint, spec) = described();
+    let load_on = |mut backend: Cpu| {
+        let loaded = load(&mut backend, &spec, &checkpoint, DType::F32, &LoadOptions::default()).unwrap();
+        let layer = &loaded.layers[1];
+        let LayerMlp::Dense(mlp) = &layer.mlp else { panic!("no dense MLP") };
+        [&layer.qkv, &layer.attention_output, &mlp.up, &mlp.down]
+            .map(|matrix| backend.read_rows(&matrix.weight, matrix.weight.rows()).unwrap())
+    };
+    let plain = load_on(Cpu::new(1).unwrap());
+    let padded = load_on(Cpu::new(1).unwrap().padded(PADDING, PADDING));
+    // What stands together without padding: rows or elements of a head, or of half of the first projection.
+    let (head_dim, hidden, width) = (spec.heads.head_dim, spec.hidden_size, spec.intermediate_size);
+    let units = [(head_dim, hidden), (head_dim, 1), (width, hidden), (width, 1)];
+    for ((plain, padded), (unit, size)) in plain.iter().zip(&padded).zip(units) {
+        let mut kept = Vec::new();
+        for stored in padded.chunks((unit + PADDING) * size) {
+            let (values, zeros) = stored.split_at(unit * size);
+            kept.extend_from_slice(values);
+            assert_eq!(zeros, vec![0.0; PADDING * size]);
+        }
+        assert_eq!(&kept, plain);
     }
 }
