@@ -259,9 +259,12 @@ impl<'a, B: Backend> Runner<'a, B> {
         Ok(worst)
     }
 
-    /// The greedy continuation is that of transformers wherever its logit leads by at least `min_gap`.
-    pub fn check_continuation(&mut self, min_gap: f32) -> Result<(), String> {
+    /// The greedy continuation is that of transformers wherever its logit leads by more than two errors of
+    /// `tolerance`.
+    pub fn check_continuation(&mut self, tolerance: f32) -> Result<(), String> {
         let case = self.case;
+        let largest = case.logits.iter().fold(0.0f32, |max, value| max.max(value.abs()));
+        let min_gap = 2.0 * tolerance * largest;
         let mut tokens = case.prompt.clone();
         let mut num_cached = 0;
         for (&expected, &gap) in case.continuation.iter().zip(&case.gaps) {

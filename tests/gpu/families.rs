@@ -8,9 +8,6 @@ use crate::rig::gpu;
 
 /// Tokens in a KV block.
 const BLOCK_SIZE: usize = 16;
-/// The lead of a logit above which greedy decoding must find it: twice the error of a logit that is allowed, for
-/// logits of up to 5.
-const MIN_GAP: f32 = 0.2;
 
 /// Every check of a case, each with its name, so that one failure hides no other.
 fn failures(case: &Case) -> Vec<String> {
@@ -25,7 +22,7 @@ fn failures(case: &Case) -> Vec<String> {
         ("transformers", Box::new(|runner| runner.check_logits(BF16_TOLERANCE))),
         ("lengths", Box::new(|runner| runner.check_lengths(BF16_TOLERANCE))),
         ("batches", Box::new(move |runner| runner.check_batches(must_differ, BF16_TOLERANCE))),
-        ("continuation", Box::new(|runner| runner.check_continuation(MIN_GAP).map(|()| 0.0))),
+        ("continuation", Box::new(|runner| runner.check_continuation(BF16_TOLERANCE).map(|()| 0.0))),
     ];
     let mut failures = Vec::new();
     let mut errors = Vec::new();

@@ -64,8 +64,7 @@ fn gguf_files_have_the_logits_of_transformers() {
 
 #[test]
 fn greedy_continuations_are_those_of_transformers() {
-    const MIN_GAP: f32 = 1e-2;
-    check_all(DType::F32, |runner| runner.check_continuation(MIN_GAP).map(|()| 0.0));
+    check_all(DType::F32, |runner| runner.check_continuation(F32_TOLERANCE).map(|()| 0.0));
 }
 
 #[test]
