@@ -1,4 +1,4 @@
-//! Every family's tiny checkpoint and GGUF file on the device, in bf16, against transformers and against itself.
+//! Every family's tiny checkpoint and GGUF file on the device, against transformers and against itself.
 
 use inflight::backend::cuda::Cuda;
 use inflight::backend::{Backend, DType, Feature};
@@ -8,10 +8,14 @@ use crate::rig::gpu;
 
 /// Tokens in a KV block.
 const BLOCK_SIZE: usize = 16;
+/// Types of weights, activations and cache, and the error of a logit over the largest one that each may make. F16
+/// rounds eight times finer than BF16, so that what it leaves is no rounding.
+const BF16: (DType, f32) = (DType::Bf16, BF16_TOLERANCE);
+const F16: (DType, f32) = (DType::F16, BF16_TOLERANCE / 2.0);
 
 /// Every check of a case, each with its name, so that one failure hides no other.
-fn failures(case: &Case) -> Vec<String> {
-    let mut runner = match Runner::load(case, gpu(), DType::Bf16, BLOCK_SIZE) {
+fn failures(case: &Case, (dtype, tolerance): (DType, f32)) -> Vec<String> {
+    let mut runner = match Runner::load(case, gpu(), dtype, BLOCK_SIZE) {
         Ok(runner) => runner,
         Err(error) => return vec![format!("loading: {error}")],
     };
@@ -19,10 +23,10 @@ fn failures(case: &Case) -> Vec<String> {
     let must_differ = case.spec.experts.is_none();
     type Check<'a> = (&'static str, Box<dyn Fn(&mut Runner<'a, Cuda>) -> Result<f32, String>>);
     let checks: [Check; 4] = [
-        ("transformers", Box::new(|runner| runner.check_logits(BF16_TOLERANCE))),
-        ("lengths", Box::new(|runner| runner.check_lengths(BF16_TOLERANCE))),
-        ("batches", Box::new(move |runner| runner.check_batches(must_differ, BF16_TOLERANCE))),
-        ("continuation", Box::new(|runner| runner.check_continuation(BF16_TOLERANCE).map(|()| 0.0))),
+        ("transformers", Box::new(move |runner| runner.check_logits(tolerance))),
+        ("lengths", Box::new(move |runner| runner.check_lengths(tolerance))),
+        ("batches", Box::new(move |runner| runner.check_batches(must_differ, tolerance))),
+        ("continuation", Box::new(move |runner| runner.check_continuation(tolerance).map(|()| 0.0))),
     ];
     let mut failures = Vec::new();
     let mut errors = Vec::new();
@@ -36,12 +40,20 @@ fn failures(case: &Case) -> Vec<String> {
     failures
 }
 
-fn check_all(kind: &str, names: &[&str], open: impl Fn(&str) -> Result<Case, String>) {
+fn check_all(
+    kind: &str,
+    names: &[&str],
+    open: impl Fn(&str) -> Result<Case, String>,
+    precision: (DType, f32),
+) {
+    if !gpu().supports(Feature::Experts) {
+        println!("the device has no experts: models with a mixture of them will fail");
+    }
     let mut failed = Vec::new();
     for name in names {
         println!("{kind}/{name}");
         let failures = match open(name) {
-            Ok(case) => failures(&case),
+            Ok(case) => failures(&case, precision),
             Err(error) => vec![error],
         };
         failed.extend(failures.into_iter().map(|failure| format!("{kind}/{name}: {failure}")));
@@ -50,14 +62,16 @@ fn check_all(kind: &str, names: &[&str], open: impl Fn(&str) -> Result<Case, Str
 }
 
 #[test]
-fn checkpoints_of_all_families_have_the_logits_of_transformers() {
-    if !gpu().supports(Feature::Experts) {
-        println!("the device has no experts: families with a mixture of them will fail");
-    }
-    check_all("families", &CASES, Case::open);
+fn checkpoints_in_bf16_have_the_logits_of_transformers() {
+    check_all("families", &CASES, Case::open, BF16);
 }
 
 #[test]
-fn gguf_files_have_the_logits_of_transformers() {
-    check_all("gguf", &GGUF_CASES, Case::open_gguf);
+fn checkpoints_in_f16_have_the_logits_of_transformers() {
+    check_all("families", &CASES, Case::open, F16);
+}
+
+#[test]
+fn gguf_files_in_bf16_have_the_logits_of_transformers() {
+    check_all("gguf", &GGUF_CASES, Case::open_gguf, BF16);
 }
