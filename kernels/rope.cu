@@ -5,7 +5,8 @@
 // keys and values go to the cache alone. bias, as wide as a row of qkv, of single precision, or null. table
 // [positions, rotary_dim] of single precision: rotary_dim / 2 cosines, then as many sines; rotary_dim may be 0. The
 // cache's layer is [block][key, value][kv_head][token in block][head_dim]. head_dim is a multiple of 8, rotary_dim
-// even. Weights and biases of norms are as wide as all heads that they are for, of single precision.
+// even. Weights and biases of norms are as wide as all heads that they are for, of single precision. A norm takes the
+// leading head_len elements of a head; those after them are zeros that pad it, do not count, and stay.
 //
 // Norms come first, where there are any: a warp takes a head, or the block all heads of a kind, and writes it back
 // rounded to T, which is read again for the rotation. One block per token; its threads stride over units, each of
@@ -42,7 +43,8 @@ struct RopeParams {
   uint32_t is_layer;
   // All heads together instead of each by itself.
   uint32_t takes_width;
-  uint32_t reserved;
+  // Leading elements of a head that are normalised; the rest is padding.
+  uint32_t head_len;
 };
 static_assert(sizeof(RopeParams) == 128, "mirrored in rope.rs");
 
@@ -129,7 +131,8 @@ __device__ inline void load_biased(const RopeParams &params, const T *row, uint3
   }
 }
 
-// Elements that are normalised together, and their parameters.
+// Elements that are normalised together, and their parameters. Padding stands among them where the span is of several
+// heads.
 template <typename T> struct NormSpan {
   T *values;
   // Of the projection; may be null, as `bias`.
@@ -137,6 +140,8 @@ template <typename T> struct NormSpan {
   const float *weight;
   const float *bias;
   uint32_t width;
+  // Elements without the padding.
+  uint32_t count;
 };
 
 // Adds, clamps and normalises a span by threads `first`, `first + stride` and so on; `sum` adds up over them.
@@ -147,22 +152,27 @@ __device__ inline void normalize(const RopeParams &params, const NormSpan<T> &sp
     const float added = span.added == nullptr ? 0.0f : span.added[i];
     return clamp(to_float(span.values[i]) + added, params.clamp);
   };
-  const float width = static_cast<float>(span.width);
+  const bool has_padding = span.count < span.width;
+  const auto is_padding = [&](uint32_t i) { return has_padding && i % params.head_dim >= params.head_len; };
+  const float count = static_cast<float>(span.count);
   float mean = 0.0f;
   if (params.is_layer != 0) {
     float total = 0.0f;
     for (uint32_t i = first; i < span.width; i += stride) {
-      total += element(i);
+      total += is_padding(i) ? 0.0f : element(i);
     }
-    mean = sum(total) / width;
+    mean = sum(total) / count;
   }
   float squares = 0.0f;
   for (uint32_t i = first; i < span.width; i += stride) {
-    const float centred = element(i) - mean;
+    const float centred = is_padding(i) ? 0.0f : element(i) - mean;
     squares += centred * centred;
   }
-  const float scale = rsqrtf(sum(squares) / width + params.epsilon);
+  const float scale = rsqrtf(sum(squares) / count + params.epsilon);
   for (uint32_t i = first; i < span.width; i += stride) {
+    if (is_padding(i)) {
+      continue;
+    }
     const float bias = span.bias == nullptr ? 0.0f : span.bias[i];
     span.values[i] = from_float<T>((element(i) - mean) * scale * span.weight[i] + bias);
   }
@@ -176,8 +186,10 @@ __device__ inline NormSpan<T> span_of(const RopeParams &params, T *row, bool is_
   const uint32_t start = (is_key ? params.num_heads * params.head_dim : 0) + offset;
   const float *weight = is_key ? params.key_weight : params.query_weight;
   const float *bias = is_key ? params.key_bias : params.query_bias;
+  // The padding of the last head is left out.
+  const uint32_t width = (num_heads - 1) * params.head_dim + params.head_len;
   return {row + start, params.bias == nullptr ? nullptr : params.bias + start, weight + offset,
-          bias == nullptr ? nullptr : bias + offset, num_heads * params.head_dim};
+          bias == nullptr ? nullptr : bias + offset, width, num_heads * params.head_len};
 }
 
 template <typename T> __device__ inline void normalize_heads(const RopeParams &params, T *row) {

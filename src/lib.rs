@@ -3,6 +3,10 @@
 //! Hosts in other languages use the C ABI in [`capi`] (header `include/inflight.h`); Rust hosts and the command
 //! line tool use [`engine::Engine`], which is the same thing with Rust types. ARCHITECTURE.md is the map.
 
+// Code that tests inside and outside of the library share names it as the latter do.
+#[cfg(test)]
+extern crate self as inflight;
+
 pub mod backend;
 pub mod capi;
 pub mod config;

@@ -415,7 +415,7 @@ FAMILIES = {
     "gpt2": Family("GPT2LMHeadModel", gpt_sizes()),
     "gpt2_published": Family("GPT2LMHeadModel", gpt_sizes(), publish_gpt2),
     "cerebras_gpt": Family("GPT2LMHeadModel", gpt_sizes(activation_function="gelu", n_inner=68)),
-    "gptj": Family("GPTJForCausalLM", gpt_sizes(n_embd=60, n_inner=68, rotary_dim=4), publish_gptj),
+    "gptj": Family("GPTJForCausalLM", gpt_sizes(n_embd=56, n_head=4, n_inner=68, rotary_dim=4), publish_gptj),
     "gpt_neox": Family(
         "GPTNeoXForCausalLM",
         llama_sizes(
@@ -494,7 +494,7 @@ FAMILIES = {
     ),
     "mistral": Family(
         "MistralForCausalLM",
-        llama_sizes(width_per_head=7, head_dim=8, sliding_window=7, rope_parameters=rope(500.0)),
+        llama_sizes(hidden_size=40, head_dim=8, sliding_window=7, rope_parameters=rope(500.0)),
         published_with_old_rope,
     ),
     "mixtral": Family(
@@ -607,6 +607,7 @@ FAMILIES = {
     "phi4_mini": Family(
         "Phi3ForCausalLM",
         llama_sizes(
+            num_heads=4,
             width_per_head=10,
             tie_word_embeddings=True,
             original_max_position_embeddings=16,

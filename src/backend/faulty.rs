@@ -218,6 +218,14 @@ impl<B: Backend> Backend for Faulty<B> {
         self.inner.supports(feature)
     }
 
+    fn stored_head_dim(&self, head_dim: usize) -> usize {
+        self.inner.stored_head_dim(head_dim)
+    }
+
+    fn stored_width(&self, width: usize) -> usize {
+        self.inner.stored_width(width)
+    }
+
     fn available_bytes(&self) -> Option<u64> {
         self.inner.available_bytes()
     }

@@ -275,6 +275,17 @@ pub trait Backend: Send + 'static {
         true
     }
 
+    /// Elements that a head of `head_dim` has on the device, at least as many. Weights are padded with zeros, so
+    /// that operations see heads of this size alone.
+    fn stored_head_dim(&self, head_dim: usize) -> usize {
+        head_dim
+    }
+
+    /// The same for a row of `width` elements inside an MLP.
+    fn stored_width(&self, width: usize) -> usize {
+        width
+    }
+
     /// Bytes of memory that are free on the device now, where that can be known.
     fn available_bytes(&self) -> Option<u64> {
         None

@@ -186,6 +186,8 @@ pub struct QkNorm<'a, T> {
     pub key: Norm<'a, T>,
     /// What is normalised together.
     pub extent: NormExtent,
+    /// Leading elements of a head that are normalised. Those after them are padding: they do not count, and stay.
+    pub head_len: usize,
 }
 
 /// What a norm of queries or keys takes together.
@@ -414,8 +416,8 @@ pub enum Feature {
     QkNorm,
     /// [`super::Backend::mix_experts`].
     Experts,
-    /// Heads of this many elements.
+    /// Heads of this many elements, as stored.
     HeadDim(usize),
-    /// Rows of this many elements between operations.
+    /// Rows of this many elements between operations, as stored.
     Width(usize),
 }

@@ -52,6 +52,8 @@ struct Axes {
     norm: spec::Norm,
     block: BlockShape,
     heads: AttentionShape,
+    /// Elements of a head without its padding.
+    head_len: usize,
     qkv_clamp: Option<f32>,
     qk_norm: Option<NormExtent>,
     /// What each layer's scores pass, and the table that its heads rotate by.
@@ -92,14 +94,16 @@ impl<B: Backend> Decoder<B> {
         spec.validate()?;
         spec.check_support(&backend)?;
         memory::memory_plan(&backend, spec, config)?;
+        let stored = spec.stored_by(&backend);
         let weights = load::load(&mut backend, spec, checkpoint, config.weight_dtype, loading)?;
         let rope_tables = load_rope_tables(&mut backend, spec, config)?;
-        let kv_cache = backend.alloc_kv_cache(&config.kv_layout(spec))?;
+        let kv_cache = backend.alloc_kv_cache(&config.kv_layout(&stored))?;
         let activation_dtype = backend.activation_dtype(config.weight_dtype);
-        let activations = Activations::plan(spec, &config.limits, activation_dtype)
+        let activations = Activations::plan(&stored, &config.limits, activation_dtype)
             .try_map(|BufferShape { dtype, rows, columns }| backend.alloc(dtype, rows, columns))?;
         backend.reserve(&config.limits)?;
-        let model = LoadedModel { weights, rope_tables, kv_cache, activations, axes: Axes::new(spec) };
+        let model =
+            LoadedModel { weights, rope_tables, kv_cache, activations, axes: Axes::new(spec, &stored) };
         let mut decoder = Self { backend, model };
         let Self { backend, model } = &mut decoder;
         backend.warm_up(config.max_model_len, &mut |backend, rows| model.run(backend, rows))?;
@@ -323,7 +327,7 @@ fn expert_mlp<B: Backend>(
 }
 
 impl Axes {
-    fn new(spec: &ModelSpec) -> Self {
+    fn new(spec: &ModelSpec, stored: &ModelSpec) -> Self {
         let rope_pairing = match spec.positions {
             Positions::Rope { pairing, .. } => pairing,
             _ => RopePairing::default(),
@@ -332,7 +336,8 @@ impl Axes {
             embedding_scale: spec.embedding.scale,
             norm: spec.norm,
             block: spec.block,
-            heads: spec.heads.into(),
+            heads: stored.heads.into(),
+            head_len: spec.heads.head_dim,
             qkv_clamp: spec.attention.qkv_clamp,
             qk_norm: spec.attention.qk_norm,
             layers: (0..spec.num_layers)
@@ -373,7 +378,7 @@ impl Axes {
 
     fn qk_norm<'a, T>(&self, weights: &'a LayerWeights<T>) -> Option<QkNorm<'a, T>> {
         let ([query, key], extent) = (weights.qk_norm.as_ref()?, self.qk_norm?);
-        Some(QkNorm { query: self.norm(query), key: self.norm(key), extent })
+        Some(QkNorm { query: self.norm(query), key: self.norm(key), extent, head_len: self.head_len })
     }
 }
 

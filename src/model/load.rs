@@ -43,7 +43,7 @@ pub struct LoadOptions<'a> {
 }
 
 /// Loads the weights of a validated spec from `checkpoint` into `backend`, matrices in `dtype`, norms and biases
-/// in f32. Weights of a [`Checkpoint::Random`] are made up.
+/// in f32, heads and MLPs in the backend's sizes. Weights of a [`Checkpoint::Random`] are made up.
 ///
 /// Host memory beside the backend's stays below a chunk of 16 MiB (or a row, where that is longer) and 2 MiB per
 /// thread. The backend's includes two more chunks where the device has memory of its own.
@@ -54,7 +54,7 @@ pub fn load<B: Backend>(
     dtype: DType,
     options: &LoadOptions<'_>,
 ) -> Result<Weights<B::Tensor>> {
-    let plan = Weights::plan(spec, dtype);
+    let plan = Weights::plan_stored(spec, &spec.stored_by(backend), dtype);
     let progress = Reporter::start(options.progress, plan.num_bytes())?;
     let mut sources = Vec::new();
     let Ok(places) = plan.try_map(&mut |source| {

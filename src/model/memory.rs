@@ -40,17 +40,18 @@ pub fn memory_plan<B: Backend>(
 ) -> Result<DecoderMemory> {
     let too_large = |what: &str| Error::invalid_argument(format!("{what} overflows the size of memory"));
     config.check(spec)?;
-    let kv_layout = config.kv_layout(spec);
+    let stored = spec.stored_by(backend);
+    let kv_layout = config.kv_layout(&stored);
     let kv_cache_bytes = kv_layout
         .block_bytes()
         .and_then(|bytes| bytes.checked_mul(kv_layout.num_blocks as u64))
         .ok_or_else(|| too_large("the number of KV blocks"))?;
     let dtype = backend.activation_dtype(config.weight_dtype);
-    let activations_bytes = Activations::plan(spec, &config.limits, dtype)
+    let activations_bytes = Activations::plan(&stored, &config.limits, dtype)
         .num_bytes()
         .ok_or_else(|| too_large("the number of tokens or sequences in a batch"))?;
     let memory = DecoderMemory {
-        weights_bytes: Weights::plan(spec, config.weight_dtype).num_bytes(),
+        weights_bytes: Weights::plan_stored(spec, &stored, config.weight_dtype).num_bytes(),
         kv_cache_bytes,
         activations_bytes,
         rope_table_bytes: rope_tables(spec, config)
@@ -215,7 +216,7 @@ impl<T> Activations<T> {
 }
 
 impl DecoderConfig {
-    /// Shape of the KV cache for `spec`.
+    /// Shape of the KV cache for a spec in the backend's sizes.
     pub fn kv_layout(&self, spec: &ModelSpec) -> KvLayout {
         KvLayout {
             num_layers: spec.num_layers,

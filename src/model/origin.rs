@@ -1,6 +1,7 @@
 //! Where the rows of parameters come from, and how they are made of what is there.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
@@ -29,60 +30,94 @@ pub(super) struct Origin<'a> {
 }
 
 enum Values<'a> {
-    Random(Generator),
+    /// Made up: the parameter's rows from `start` on, padding not counted.
+    Random { generator: Arc<Generator>, start: usize },
     /// All parts of a vector side by side.
-    Vector(&'a TensorTable),
+    Vector(Elements<'a>),
     /// Rows of a tensor from `start` on. Tensors of more than two dimensions are matrices one under the other.
-    Rows {
-        tensor: Tensor<'a>,
-        start: usize,
-    },
+    Rows { tensor: Tensor<'a>, start: usize },
     /// Columns from `start` on of a matrix, `[_, stride]`.
-    Columns {
-        tensor: Tensor<'a>,
-        start: usize,
-        stride: usize,
-    },
+    Columns { tensor: Tensor<'a>, start: usize, stride: usize },
+    /// Padding.
+    Zeros,
+}
+
+/// Where a vector's elements are.
+enum Elements<'a> {
+    InCheckpoint(&'a TensorTable),
+    Random(Generator),
+}
+
+/// Collects the origins of one parameter.
+struct Origins<'a, 'b> {
+    source: &'a Source,
+    source_index: usize,
+    next_row: usize,
+    collected: &'b mut Vec<Origin<'a>>,
+}
+
+impl<'a> Origins<'a, '_> {
+    fn add(&mut self, num_rows: usize, values: Values<'a>) {
+        let Self { source, source_index, next_row: first_row, .. } = *self;
+        self.collected.push(Origin { source, source_index, first_row, num_rows, values });
+        self.next_row += num_rows;
+    }
+
+    /// Adds a matrix's rows, and the zeros between them, by what `values` makes of the first of several rows of
+    /// a part.
+    fn add_matrix(&mut self, mut values: impl FnMut(&'a Part, Range<usize>) -> Values<'a>) {
+        for part in &self.source.parts {
+            let padding = part.row_padding;
+            for run in &part.runs {
+                let piece_len = if padding.is_none() { run.len().max(1) } else { padding.len };
+                for start in run.clone().step_by(piece_len) {
+                    self.add(piece_len, values(part, start..start + piece_len));
+                    if !padding.is_none() {
+                        self.add(padding.stored - padding.len, Values::Zeros);
+                    }
+                }
+            }
+        }
+    }
 }
 
 impl<'a> Origin<'a> {
     /// Origins of all `sources`, whose tensors `table` has, in the shapes and types that they need.
     pub(super) fn in_checkpoint(sources: &'a [Source], table: &'a TensorTable) -> Vec<Self> {
-        let mut origins = Vec::new();
-        for (source_index, source) in sources.iter().enumerate() {
-            let mut first_row = 0;
-            let mut add = |num_rows, values| {
-                origins.push(Self { source, source_index, first_row, num_rows, values });
-                first_row += num_rows;
-            };
-            if source.parts.iter().all(|part| part.tensor.shape.len() == 1) {
-                add(1, Values::Vector(table));
-                continue;
-            }
-            for part in &source.parts {
+        Self::collect(sources, |origins| match origins.source.is_vector() {
+            true => origins.add(1, Values::Vector(Elements::InCheckpoint(table))),
+            false => origins.add_matrix(|part, Range { start, .. }| {
                 let tensor = Tensor::of(table, part);
-                for &Range { start, end } in &part.runs {
-                    let values = match part.orientation {
-                        Orientation::OutIn => Values::Rows { tensor, start },
-                        Orientation::InOut => Values::Columns { tensor, start, stride: part.tensor.shape[1] },
-                    };
-                    add(end - start, values);
+                match part.orientation {
+                    Orientation::OutIn => Values::Rows { tensor, start },
+                    Orientation::InOut => Values::Columns { tensor, start, stride: part.tensor.shape[1] },
                 }
-            }
-        }
-        origins
+            }),
+        })
     }
 
     /// Origins of all `sources`, made up from `seed`.
     pub(super) fn made_up(sources: &'a [Source], seed: u64) -> Vec<Self> {
-        let made_up = |(source_index, source): (usize, &'a Source)| Self {
-            source,
-            source_index,
-            first_row: 0,
-            num_rows: source.rows,
-            values: Values::Random(Generator::new(seed, source)),
-        };
-        sources.iter().enumerate().map(made_up).collect()
+        Self::collect(sources, |origins| {
+            let generator = Generator::new(seed, origins.source);
+            if origins.source.is_vector() {
+                return origins.add(1, Values::Vector(Elements::Random(generator)));
+            }
+            let (generator, mut next) = (Arc::new(generator), 0);
+            origins.add_matrix(|_, rows| {
+                let start = next;
+                next += rows.len();
+                Values::Random { generator: Arc::clone(&generator), start }
+            });
+        })
+    }
+
+    fn collect(sources: &'a [Source], add: impl Fn(&mut Origins<'a, '_>)) -> Vec<Self> {
+        let mut collected = Vec::new();
+        for (source_index, source) in sources.iter().enumerate() {
+            add(&mut Origins { source, source_index, next_row: 0, collected: &mut collected });
+        }
+        collected
     }
 
     /// The rows in order, as many at a time as are filled together.
@@ -124,17 +159,35 @@ impl Chunk<'_> {
     /// Fills `target` with the rows, on all threads of the current rayon pool.
     pub(super) fn fill(&self, target: &mut [u8]) -> Result<()> {
         let source = self.origin.source;
+        let padding = source.column_padding;
+        if padding.is_none() {
+            return self.fill_unpadded(target);
+        }
+        let size_bytes = source.dtype.size_bytes();
+        let mut unpadded = Vec::new();
+        resize(&mut unpadded, padding.unpadded(target.len() / size_bytes) * size_bytes)?;
+        self.fill_unpadded(&mut unpadded)?;
+        let rows = target.par_chunks_exact_mut(source.columns * size_bytes);
+        rows.zip(unpadded.par_chunks_exact(source.unpadded_columns() * size_bytes))
+            .for_each(|(row, unpadded)| padding.spread(unpadded, row, size_bytes));
+        Ok(())
+    }
+
+    /// Fills `target` with the rows, without the zeros among their columns.
+    fn fill_unpadded(&self, target: &mut [u8]) -> Result<()> {
+        let source = self.origin.source;
+        let columns = source.unpadded_columns();
         match &self.origin.values {
-            Values::Random(generator) => {
-                generator.fill((self.row * source.columns) as u64, target);
+            Values::Random { generator, start } => {
+                generator.fill(((start + self.row) * columns) as u64, target);
                 Ok(())
             }
-            Values::Vector(table) => fill_vector(table, source, target),
+            Values::Vector(elements) => fill_vector(elements, source, target),
             Values::Rows { tensor, start } if source.adjustment == Adjustment::UnitRows => {
                 fill_unit_rows(*tensor, start + self.row, source, target)
             }
             Values::Rows { tensor, start } => {
-                let first_element = (start + self.row) * source.columns;
+                let first_element = (start + self.row) * columns;
                 let pieces = target.par_chunks_mut(PIECE_LEN * source.dtype.size_bytes()).enumerate();
                 pieces.try_for_each_init(Vec::new, |encoded, (index, piece)| {
                     // Rows are whole blocks, and so are pieces: every piece starts with a block.
@@ -144,6 +197,10 @@ impl Chunk<'_> {
             Values::Columns { tensor, start, stride } => {
                 let columns = Columns { tensor: *tensor, start: start + self.row, stride: *stride };
                 columns.transpose(self.num_rows, source, target)
+            }
+            Values::Zeros => {
+                target.fill(0);
+                Ok(())
             }
         }
     }
@@ -185,7 +242,7 @@ impl<'a> Tensor<'a> {
 }
 
 /// Puts the pieces of a vector, which is kept in f32, side by side.
-fn fill_vector(table: &TensorTable, source: &Source, target: &mut [u8]) -> Result<()> {
+fn fill_vector(elements: &Elements<'_>, source: &Source, target: &mut [u8]) -> Result<()> {
     const SIZE: usize = size_of::<f32>();
     if source.adjustment == Adjustment::Ones {
         quant::encode_f32(&vec![1.0; source.columns], target);
@@ -194,15 +251,24 @@ fn fill_vector(table: &TensorTable, source: &Source, target: &mut [u8]) -> Resul
     let (mut encoded, mut values, mut filled) = (Vec::new(), Vec::new(), 0);
     for part in &source.parts {
         resize(&mut values, part.tensor.shape[0] * SIZE)?;
-        Tensor::of(table, part).read(0, DType::F32, &mut encoded, &mut values)?;
-        for run in &part.runs {
-            let bytes = &values[run.start * SIZE..run.end * SIZE];
-            target[filled..filled + bytes.len()].copy_from_slice(bytes);
-            filled += bytes.len();
+        match elements {
+            Elements::Random(generator) => generator.fill(0, &mut values),
+            Elements::InCheckpoint(table) => {
+                Tensor::of(table, part).read(0, DType::F32, &mut encoded, &mut values)?;
+                if source.adjustment == Adjustment::OnePlus {
+                    for_each_f32(&mut values, |value| value + 1.0);
+                }
+            }
         }
-    }
-    if source.adjustment == Adjustment::OnePlus {
-        for_each_f32(target, |value| value + 1.0);
+        for run in &part.runs {
+            let end = filled + part.row_padding.padded(run.len()) * SIZE;
+            part.row_padding.spread(
+                &values[run.start * SIZE..run.end * SIZE],
+                &mut target[filled..end],
+                SIZE,
+            );
+            filled = end;
+        }
     }
     Ok(())
 }
@@ -259,7 +325,7 @@ impl Columns<'_> {
         pieces.try_for_each_init(Vec::new, |encoded, (row, piece)| {
             self.tensor.read(row * self.stride + self.start, source.dtype, encoded, piece)
         })?;
-        let columns = target.par_chunks_mut(source.columns * size_bytes).enumerate();
+        let columns = target.par_chunks_mut(source.unpadded_columns() * size_bytes).enumerate();
         columns.for_each(|(column, out)| {
             for (row, element) in out.chunks_exact_mut(size_bytes).enumerate() {
                 let start = (row * num_columns + column) * size_bytes;

@@ -22,10 +22,10 @@ impl ModelSpec {
                 return Err(ModelError::unsupported(field, message));
             }
         }
+        let head_dim = backend.stored_head_dim(self.heads.head_dim);
         let sizes = [
-            ("heads.head_dim", self.heads.head_dim, Feature::HeadDim(self.heads.head_dim)),
+            ("heads.head_dim", self.heads.head_dim, Feature::HeadDim(head_dim)),
             ("hidden_size", self.hidden_size, Feature::Width(self.hidden_size)),
-            ("intermediate_size", self.intermediate_size, Feature::Width(self.intermediate_size)),
         ];
         for (field, size, feature) in sizes {
             if !backend.supports(feature) {
@@ -34,5 +34,21 @@ impl ModelSpec {
             }
         }
         Ok(())
+    }
+
+    /// The spec with heads and MLPs of the sizes that `backend` stores; what is more than the checkpoint's is
+    /// zeros (see [`crate::model::padding`]).
+    pub fn stored_by<B: Backend>(&self, backend: &B) -> Self {
+        let mut stored = self.clone();
+        // The scores' factor stays that of the true size.
+        stored.heads.scale = Some(self.heads.score_scale());
+        stored.heads.head_dim = backend.stored_head_dim(self.heads.head_dim);
+        let pad = |width: &mut usize| *width = backend.stored_width(*width);
+        pad(&mut stored.intermediate_size);
+        if let Some(experts) = &mut stored.experts {
+            pad(&mut experts.intermediate_size);
+            experts.shared.iter_mut().for_each(|shared| pad(&mut shared.intermediate_size));
+        }
+        stored
     }
 }

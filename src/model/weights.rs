@@ -5,9 +5,10 @@
 use std::ops::Range;
 
 use crate::backend::DType;
+use crate::model::padding::{Extent, Padding};
 use crate::model::spec::{
-    BlockShape, EmbeddingNorm, ExpertNames, Experts, MlpNames, ModelSpec, Names, NormExtent, NormWeight,
-    Orientation, OutputHead, Positions, QkvNames, QkvOrder,
+    BlockShape, EmbeddingNorm, ExpertNames, Experts, Heads, MlpNames, ModelSpec, Names, NormExtent,
+    NormWeight, Orientation, OutputHead, Positions, QkvNames, QkvOrder,
 };
 
 /// All parameters of a decoder: [`Source`] before loading, the backend's tensors after it.
@@ -102,6 +103,8 @@ pub struct Source {
     pub rows: usize,
     /// Columns in the backend.
     pub columns: usize,
+    /// Zeros among a matrix's columns.
+    pub column_padding: Padding,
     /// Element type in the backend.
     pub dtype: DType,
     /// What becomes of the values.
@@ -117,6 +120,8 @@ pub struct Part {
     pub runs: Vec<Range<usize>>,
     /// How the tensor lies in the checkpoint.
     pub orientation: Orientation,
+    /// Zeros among the rows of all runs together.
+    pub row_padding: Padding,
 }
 
 /// What becomes of a checkpoint's values.
@@ -142,23 +147,25 @@ pub struct ExpectedTensor {
 }
 
 impl Part {
-    /// All of a tensor of `rows` rows.
-    fn matrix(name: String, rows: usize, columns: usize, orientation: Orientation) -> Self {
+    /// All of a tensor.
+    fn matrix(name: String, rows: Extent, columns: Extent, orientation: Orientation) -> Self {
         let shape = match orientation {
-            Orientation::OutIn => vec![rows, columns],
-            Orientation::InOut => vec![columns, rows],
+            Orientation::OutIn => vec![rows.len(), columns.len()],
+            Orientation::InOut => vec![columns.len(), rows.len()],
         };
-        Self { tensor: ExpectedTensor { name, shape }, runs: vec![0..rows], orientation }
+        let tensor = ExpectedTensor { name, shape };
+        Self { tensor, runs: vec![0..rows.len()], orientation, row_padding: rows.padding() }
     }
 
-    fn vector(name: String, width: usize) -> Self {
-        let tensor = ExpectedTensor { name, shape: vec![width] };
-        Self { tensor, runs: vec![0..width], orientation: Orientation::OutIn }
+    fn vector(name: String, width: Extent) -> Self {
+        let tensor = ExpectedTensor { name, shape: vec![width.len()] };
+        let (runs, orientation) = (vec![0..width.len()], Orientation::OutIn);
+        Self { tensor, runs, orientation, row_padding: width.padding() }
     }
 
-    /// Rows or elements of all runs.
+    /// Rows or elements of all runs, with the padding.
     fn len(&self) -> usize {
-        self.runs.iter().map(ExactSizeIterator::len).sum()
+        self.row_padding.padded(self.runs.iter().map(ExactSizeIterator::len).sum())
     }
 }
 
@@ -166,12 +173,29 @@ impl Source {
     /// A vector, always in f32.
     fn vector(parts: Vec<Part>) -> Self {
         let columns = parts.iter().map(Part::len).sum();
-        Self { parts, rows: 1, columns, dtype: DType::F32, adjustment: Adjustment::None }
+        Self { parts, adjustment: Adjustment::None, ..Self::ones(columns) }
     }
 
-    fn matrix(dtype: DType, columns: usize, parts: Vec<Part>) -> Self {
+    /// A vector of ones.
+    fn ones(columns: usize) -> Self {
+        let (dtype, column_padding) = (DType::F32, Padding::NONE);
+        Self { parts: vec![], rows: 1, columns, column_padding, dtype, adjustment: Adjustment::Ones }
+    }
+
+    fn matrix(dtype: DType, columns: Extent, parts: Vec<Part>) -> Self {
         let rows = parts.iter().map(Part::len).sum();
-        Self { parts, rows, columns, dtype, adjustment: Adjustment::None }
+        let (columns, column_padding) = (columns.stored_len(), columns.padding());
+        Self { parts, rows, columns, column_padding, dtype, adjustment: Adjustment::None }
+    }
+
+    /// Whether it is a vector, whose parts' elements stand side by side.
+    pub(super) fn is_vector(&self) -> bool {
+        self.parts.iter().all(|part| part.tensor.shape.len() == 1)
+    }
+
+    /// Columns without the padding.
+    pub(super) fn unpadded_columns(&self) -> usize {
+        self.column_padding.unpadded(self.columns)
     }
 
     /// Bytes in the backend. The limits of [`ModelSpec::validate`] keep it from overflowing.
@@ -183,6 +207,8 @@ impl Source {
 /// Makes [`Source`]s of one layer's names, or of those that belong to no layer.
 struct Planner<'a> {
     spec: &'a ModelSpec,
+    /// The spec in the backend's sizes.
+    stored: &'a ModelSpec,
     dtype: DType,
     layer: usize,
 }
@@ -192,14 +218,17 @@ impl Planner<'_> {
         template.replace("{layer}", &self.layer.to_string())
     }
 
+    /// `count` heads.
+    fn heads(&self, count: usize) -> Extent {
+        Extent::padded(count, self.spec.heads.head_dim, self.stored.heads.head_dim)
+    }
+
     /// A norm over `width` elements, of which `repeats` are normalised with the same weights. Whether it has any
     /// is the spec's word; `names` follows it.
-    fn norm(&self, names: Option<&Names>, width: usize, repeats: usize) -> Parameters<Source> {
-        let ones = || {
-            let adjustment = Adjustment::Ones;
-            Source { parts: vec![], rows: 1, columns: width * repeats, dtype: DType::F32, adjustment }
+    fn norm(&self, names: Option<&Names>, width: Extent, repeats: usize) -> Parameters<Source> {
+        let Some(names) = names else {
+            return Parameters { weight: Source::ones(width.stored_len() * repeats), bias: None };
         };
-        let Some(names) = names else { return Parameters { weight: ones(), bias: None } };
         let vector = |template: &str| {
             let template = self.name(template);
             if template.contains("{head}") {
@@ -207,7 +236,7 @@ impl Planner<'_> {
                 return Source::vector((0..repeats).map(|head| Part::vector(name(head), width)).collect());
             }
             let mut part = Part::vector(template, width);
-            part.runs = vec![0..width; repeats];
+            part.runs = vec![0..width.len(); repeats];
             Source::vector(vec![part])
         };
         let mut weight = vector(&names.weight);
@@ -219,11 +248,15 @@ impl Planner<'_> {
 
     /// A norm of the residual, where `is_there`.
     fn hidden_norm(&self, is_there: bool, names: Option<&Names>) -> Option<Parameters<Source>> {
-        is_there.then(|| self.norm(names, self.spec.hidden_size, 1))
+        is_there.then(|| self.norm(names, self.hidden(), 1))
+    }
+
+    fn hidden(&self) -> Extent {
+        Extent::exact(self.spec.hidden_size)
     }
 
     /// Stacked matrices of `columns` columns, with their biases side by side.
-    fn linear(&self, columns: usize, parts: &[(&Names, usize)]) -> Parameters<Source> {
+    fn linear(&self, columns: Extent, parts: &[(&Names, Extent)]) -> Parameters<Source> {
         let orientation = self.spec.weights.orientation;
         let matrices = parts
             .iter()
@@ -239,14 +272,14 @@ impl Planner<'_> {
     }
 
     fn qkv(&self) -> Parameters<Source> {
-        let (heads, hidden) = (&self.spec.heads, self.spec.hidden_size);
-        let (query_width, kv_width) = (heads.query_width(), heads.kv_width());
+        let (Heads { num_heads, num_kv_heads, .. }, hidden) = (self.spec.heads, self.hidden());
+        let (queries, keys) = (self.heads(num_heads), self.heads(num_kv_heads));
         match &self.spec.weights.qkv {
             QkvNames::Separate { query, key, value } => {
-                self.linear(hidden, &[(query, query_width), (key, kv_width), (value, kv_width)])
+                self.linear(hidden, &[(query, queries), (key, keys), (value, keys)])
             }
             QkvNames::Fused { qkv, order } => {
-                let mut parameters = self.linear(hidden, &[(qkv, heads.qkv_width())]);
+                let mut parameters = self.linear(hidden, &[(qkv, self.heads(num_heads + 2 * num_kv_heads))]);
                 if *order == QkvOrder::Groups {
                     let runs = self.group_runs();
                     for source in parameters.bias.iter_mut().chain([&mut parameters.weight]) {
@@ -273,8 +306,8 @@ impl Planner<'_> {
     fn qk_norm(&self) -> Option<[Parameters<Source>; 2]> {
         let (heads, names) = (&self.spec.heads, &self.spec.weights);
         let norm = |names: Option<&Names>, num_heads: usize, extent: NormExtent| match extent {
-            NormExtent::Head => self.norm(names, heads.head_dim, num_heads),
-            NormExtent::Width => self.norm(names, num_heads * heads.head_dim, 1),
+            NormExtent::Head => self.norm(names, self.heads(1), num_heads),
+            NormExtent::Width => self.norm(names, self.heads(num_heads), 1),
         };
         self.spec.attention.qk_norm.map(|extent| {
             [
@@ -284,25 +317,30 @@ impl Planner<'_> {
         })
     }
 
-    fn mlp(&self, names: &MlpNames, width: usize) -> MlpWeights<Source> {
-        let hidden = self.spec.hidden_size;
+    /// An MLP of `width` elements, or with a gate of twice as many, of which the backend stores `stored`.
+    fn mlp(&self, names: &MlpNames, width: usize, stored: usize) -> MlpWeights<Source> {
+        let (hidden, width) = (self.hidden(), Extent::padded(1, width, stored));
         let (up, down) = match names {
             MlpNames::Plain { up, down } => (self.linear(hidden, &[(up, width)]), down),
             MlpNames::Gated { gate, up, down } => (self.linear(hidden, &[(gate, width), (up, width)]), down),
-            MlpNames::FusedGated { gate_up, down } => (self.linear(hidden, &[(gate_up, 2 * width)]), down),
+            MlpNames::FusedGated { gate_up, down } => {
+                (self.linear(hidden, &[(gate_up, width.twice())]), down)
+            }
         };
         MlpWeights { up, down: self.linear(width, &[(down, hidden)]) }
     }
 
     fn experts(&self, names: &ExpertNames, experts: &Experts) -> ExpertWeights<Source> {
-        let (hidden, width) = (self.spec.hidden_size, experts.intermediate_size);
-        let (up, down): (Vec<(&Names, usize)>, _) = match &names.experts {
+        let stored = self.stored.experts.as_ref().unwrap_or(experts);
+        let hidden = self.hidden();
+        let width = Extent::padded(1, experts.intermediate_size, stored.intermediate_size);
+        let (up, down): (Vec<(&Names, Extent)>, _) = match &names.experts {
             MlpNames::Plain { up, down } => (vec![(up, width)], down),
             MlpNames::Gated { gate, up, down } => (vec![(gate, width), (up, width)], down),
-            MlpNames::FusedGated { gate_up, down } => (vec![(gate_up, 2 * width)], down),
+            MlpNames::FusedGated { gate_up, down } => (vec![(gate_up, width.twice())], down),
         };
-        let stack = |columns: usize, parts: &[(&Names, usize)]| {
-            let part = |expert: usize, (names, rows): &(&Names, usize)| {
+        let stack = |columns: Extent, parts: &[(&Names, Extent)]| {
+            let part = |expert: usize, (names, rows): &(&Names, Extent)| {
                 self.expert_part(&names.weight, expert, experts.num_experts, [*rows, columns])
             };
             let experts = 0..experts.num_experts;
@@ -310,15 +348,17 @@ impl Planner<'_> {
             Source::matrix(self.dtype, columns, parts.collect())
         };
         let row = |template: &String, rows: usize| {
-            let part = Part::matrix(self.name(template), rows, hidden, Orientation::OutIn);
+            let part = Part::matrix(self.name(template), Extent::exact(rows), hidden, Orientation::OutIn);
             Source::matrix(self.dtype, hidden, vec![part])
         };
-        let shared = names.shared.as_ref().zip(experts.shared);
+        let shared = names.shared.as_ref().zip(experts.shared.zip(stored.shared));
         ExpertWeights {
             router: row(&names.router, experts.num_experts),
             up: stack(hidden, &up),
             down: stack(width, &[(down, hidden)]),
-            shared: shared.map(|(names, shared)| self.mlp(names, shared.intermediate_size)),
+            shared: shared.map(|(names, (shared, stored))| {
+                self.mlp(names, shared.intermediate_size, stored.intermediate_size)
+            }),
             shared_gate: names.shared_gate.as_ref().map(|name| row(name, 1)),
         }
     }
@@ -329,16 +369,20 @@ impl Planner<'_> {
         template: &str,
         expert: usize,
         num_experts: usize,
-        [rows, columns]: [usize; 2],
+        [rows, columns]: [Extent; 2],
     ) -> Part {
         let template = self.name(template);
         if template.contains("{expert}") {
             let name = template.replace("{expert}", &expert.to_string());
             return Part::matrix(name, rows, columns, self.spec.weights.orientation);
         }
-        let tensor = ExpectedTensor { name: template, shape: vec![num_experts, rows, columns] };
-        let rows = expert * rows..(expert + 1) * rows;
-        Part { tensor, runs: vec![rows], orientation: Orientation::OutIn }
+        let shape = vec![num_experts, rows.len(), columns.len()];
+        Part {
+            tensor: ExpectedTensor { name: template, shape },
+            runs: vec![expert * rows.len()..(expert + 1) * rows.len()],
+            orientation: Orientation::OutIn,
+            row_padding: rows.padding(),
+        }
     }
 
     fn layer(&self) -> LayerWeights<Source> {
@@ -349,7 +393,9 @@ impl Planner<'_> {
         let experts = names.experts.as_ref().zip(spec.experts_of(self.layer));
         let mlp = match (experts, &names.mlp) {
             (Some((names, experts)), _) => LayerMlp::Experts(self.experts(names, experts)),
-            (None, Some(names)) => LayerMlp::Dense(self.mlp(names, spec.intermediate_size)),
+            (None, Some(names)) => {
+                LayerMlp::Dense(self.mlp(names, spec.intermediate_size, self.stored.intermediate_size))
+            }
             (None, None) => unreachable!("validation demands names for dense layers"),
         };
         LayerWeights {
@@ -357,7 +403,7 @@ impl Planner<'_> {
             qkv: self.qkv(),
             qk_norm: self.qk_norm(),
             attention_output: self
-                .linear(spec.heads.query_width(), &[(&names.attention_output, spec.hidden_size)]),
+                .linear(self.heads(spec.heads.num_heads), &[(&names.attention_output, self.hidden())]),
             post_attention_norm: self.hidden_norm(has_post_norms, names.post_attention_norm.as_ref()),
             mlp_norm: self.hidden_norm(has_mlp_norm, names.mlp_norm.as_ref()),
             mlp,
@@ -369,9 +415,15 @@ impl Planner<'_> {
 impl Weights<Source> {
     /// The sources of a validated spec's parameters, with matrices in `dtype`.
     pub fn plan(spec: &ModelSpec, dtype: DType) -> Self {
-        let (names, hidden) = (&spec.weights, spec.hidden_size);
+        Self::plan_stored(spec, spec, dtype)
+    }
+
+    /// The same in a backend's sizes, which [`ModelSpec::stored_by`] gives as `stored`.
+    pub fn plan_stored(spec: &ModelSpec, stored: &ModelSpec, dtype: DType) -> Self {
+        let (names, hidden) = (&spec.weights, Extent::exact(spec.hidden_size));
         let table = |name: &str, rows: Range<usize>| {
-            let mut part = Part::matrix(name.to_owned(), rows.end, hidden, Orientation::OutIn);
+            let all_rows = Extent::exact(rows.end);
+            let mut part = Part::matrix(name.to_owned(), all_rows, hidden, Orientation::OutIn);
             part.runs = vec![rows];
             Source::matrix(dtype, hidden, vec![part])
         };
@@ -387,7 +439,7 @@ impl Weights<Source> {
             OutputHead::Tied | OutputHead::Untied => Adjustment::None,
         };
         let head_bias = names.head.as_ref().and_then(|head| head.bias.clone());
-        let planner = |layer| Planner { spec, dtype, layer };
+        let planner = |layer| Planner { spec, stored, dtype, layer };
         let has_embedding_norm = spec.embedding.norm == EmbeddingNorm::Normalized;
         Weights {
             embedding: table(&names.embedding, 0..spec.vocab_size),
@@ -396,7 +448,8 @@ impl Weights<Source> {
             layers: (0..spec.num_layers).map(|layer| planner(layer).layer()).collect(),
             final_norm: planner(0).norm(names.final_norm.as_ref(), hidden, 1),
             head: head.map(|head| Source { adjustment, ..table(&head.weight, 0..spec.vocab_size) }),
-            head_bias: head_bias.map(|name| Source::vector(vec![Part::vector(name, spec.vocab_size)])),
+            head_bias: head_bias
+                .map(|name| Source::vector(vec![Part::vector(name, Extent::exact(spec.vocab_size))])),
         }
     }
 

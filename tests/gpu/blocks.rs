@@ -155,6 +155,17 @@ fn blocks_and_extras_are_the_cpus() {
         ),
         ("norms of queries and keys", changed(&[("attention", json!({"qk_norm": "head"}))], &qk_norm)),
         (
+            "heads and MLPs of other sizes",
+            changed(
+                &[
+                    ("heads", json!({"num_heads": 4, "num_kv_heads": 2, "head_dim": 72})),
+                    ("intermediate_size", json!(701)),
+                    ("attention", json!({"qk_norm": "width"})),
+                ],
+                &qk_norm,
+            ),
+        ),
+        (
             "clamp, scale and cap",
             changed(
                 &[
@@ -181,7 +192,7 @@ fn blocks_and_extras_are_the_cpus() {
 fn what_has_no_kernels_is_refused() {
     let refused = [
         (
-            changed(&[("heads", json!({"num_heads": 2, "num_kv_heads": 2, "head_dim": 72}))], &[]),
+            changed(&[("heads", json!({"num_heads": 2, "num_kv_heads": 2, "head_dim": 264}))], &[]),
             "heads.head_dim",
         ),
         (changed(&[("hidden_size", json!(36))], &[]), "hidden_size"),

@@ -4,8 +4,11 @@
 
 mod attention;
 mod blocks;
+#[path = "../common/families.rs"]
+mod cases;
 mod decoder;
 mod engine;
+mod families;
 mod lifecycle;
 mod ops;
 mod qk_norm;

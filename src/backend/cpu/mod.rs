@@ -60,6 +60,8 @@ pub struct Cpu {
     /// Hidden rows of the sampled tokens.
     gathered: Buffer,
     samples: VecDeque<Vec<Sampled>>,
+    /// Elements of padding behind heads and MLPs; 0 outside of tests.
+    padding: [usize; 2],
 }
 
 impl Cpu {
@@ -81,7 +83,14 @@ impl Cpu {
             experts_workspace: experts::Workspace::EMPTY,
             gathered: Buffer::EMPTY,
             samples: VecDeque::new(),
+            padding: [0; 2],
         }
+    }
+
+    /// The backend with elements of padding behind heads and MLPs.
+    #[cfg(test)]
+    pub(crate) fn padded(self, head: usize, mlp: usize) -> Cpu {
+        Cpu { padding: [head, mlp], ..self }
     }
 
     /// Number of threads that operations run on.
@@ -127,6 +136,14 @@ impl Backend for Cpu {
 
     fn activation_dtype(&self, _weights: DType) -> DType {
         DType::F32
+    }
+
+    fn stored_head_dim(&self, head_dim: usize) -> usize {
+        head_dim + self.padding[0]
+    }
+
+    fn stored_width(&self, width: usize) -> usize {
+        width + self.padding[1]
     }
 
     fn available_bytes(&self) -> Option<u64> {

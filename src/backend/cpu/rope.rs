@@ -37,6 +37,10 @@ pub(super) fn check_transform(
     if let Some(norm) = &transform.norm {
         norm::check_norm(operation, &norm.query, shape.num_heads * shape.head_dim)?;
         norm::check_norm(operation, &norm.key, shape.num_kv_heads * shape.head_dim)?;
+        if norm.head_len == 0 || norm.head_len > shape.head_dim {
+            let message = format!("norms of {} elements for heads of {}", norm.head_len, shape.head_dim);
+            return Err(invalid(operation, message));
+        }
     }
     let Some(rope) = &transform.rope else { return Ok(()) };
     let rotary_dim = rope.table.columns();
@@ -75,6 +79,7 @@ impl RopeAndWriteKv<'_> {
             bias: self.transform.bias.map(|bias| bias.elements::<f32>()),
             clamp: self.transform.clamp,
             head_norms,
+            head_len: norm.map_or(0, |norm| norm.head_len),
             is_prepared,
             rotation: self.transform.rope.as_ref().map(|rope| Rotation {
                 table: rope.table.elements::<f32>(),
@@ -103,6 +108,7 @@ impl RopeAndWriteKv<'_> {
         let (width, num_tokens) = (self.shape.qkv_width(), self.batch.num_tokens());
         let QkvTransform { bias, clamp, norm, .. } = self.transform;
         let bias = bias.map(|bias| &bias.elements::<f32>()[..width]);
+        let head_len = norm.as_ref().map_or(head_dim, |norm| norm.head_len);
         let norms = norm.as_ref().map(|norm| norms(norm, self.shape));
         let qkv = Parts::new(self.qkv.elements_mut::<f32>());
         threads.run_rows(num_tokens, width, |rows| {
@@ -111,9 +117,17 @@ impl RopeAndWriteKv<'_> {
                 let values = unsafe { qkv.slice(row * width..(row + 1) * width) };
                 add_and_clamp(isa, values, bias, *clamp);
                 let (queries, rest) = values.split_at_mut(num_heads * head_dim);
-                if let Some([query, key]) = norms {
-                    isa.run(NormRow { norm: query, row: queries });
-                    isa.run(NormRow { norm: key, row: &mut rest[..num_kv_heads * head_dim] });
+                let keys = &mut rest[..num_kv_heads * head_dim];
+                match norms {
+                    None => {}
+                    Some([query, key]) if head_len == head_dim => {
+                        isa.run(NormRow { norm: query, row: queries });
+                        isa.run(NormRow { norm: key, row: keys });
+                    }
+                    Some([query, key]) => {
+                        query.run_padded(queries, head_dim, head_len);
+                        key.run_padded(keys, head_dim, head_len);
+                    }
                 }
             }
         });
@@ -146,6 +160,8 @@ struct HeadTask<'a, E> {
     is_prepared: bool,
     /// Norms of query heads and key heads, each head with its own columns.
     head_norms: Option<[RowNorm<'a>; 2]>,
+    /// Leading elements of a head that they take.
+    head_len: usize,
     rotation: Option<Rotation<'a>>,
     shape: &'a AttentionShape,
     cache: Parts<'a, E>,
@@ -181,8 +197,8 @@ impl<E: Element> HeadTask<'_, E> {
                 }
                 if let Some([query, key]) = self.head_norms.filter(|_| !is_value) {
                     let (norm, head) = if head < num_heads { (query, head) } else { (key, head - num_heads) };
-                    let norm = norm.columns(head * head_dim..(head + 1) * head_dim);
-                    self.isa.run(NormRow { norm, row: values });
+                    let norm = norm.columns(head * head_dim..head * head_dim + self.head_len);
+                    self.isa.run(NormRow { norm, row: &mut values[..self.head_len] });
                 }
                 if let Some(rotation) = self.rotation.filter(|_| !is_value) {
                     rotation.run(self.isa, values, position);

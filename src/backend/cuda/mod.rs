@@ -237,6 +237,14 @@ impl Backend for Cuda {
         waves::token_quantum(self.gpu.num_multiprocessors() as usize, width)
     }
 
+    fn stored_head_dim(&self, head_dim: usize) -> usize {
+        attention::HEAD_DIMS.into_iter().find(|&stored| stored >= head_dim).unwrap_or(head_dim)
+    }
+
+    fn stored_width(&self, width: usize) -> usize {
+        width.next_multiple_of(tensor::VECTOR_ELEMENTS)
+    }
+
     fn workspace_bytes(&self, limits: &BackendLimits) -> u64 {
         let num_multiprocessors = self.gpu.num_multiprocessors() as usize;
         StepState::device_bytes(limits, num_multiprocessors)

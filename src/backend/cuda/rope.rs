@@ -33,7 +33,7 @@ struct RopeParams {
     epsilon: f32,
     is_layer: u32,
     takes_width: u32,
-    reserved: u32,
+    head_len: u32,
 }
 
 const _: () = assert!(size_of::<RopeParams>() == 128);
@@ -58,6 +58,7 @@ struct NormParams {
     epsilon: f32,
     is_layer: bool,
     takes_width: bool,
+    head_len: u32,
 }
 
 impl NormParams {
@@ -70,6 +71,9 @@ impl NormParams {
         let (query, key) = (&norm.query, &norm.key);
         check.require((query.kind, query.epsilon) == (key.kind, key.epsilon), || {
             "queries and keys have norms of different kinds".to_owned()
+        })?;
+        check.require((1..=shape.head_dim).contains(&norm.head_len), || {
+            format!("norms of {} elements for heads of {}", norm.head_len, shape.head_dim)
         })?;
         let (query_width, key_width) =
             (shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim);
@@ -85,6 +89,7 @@ impl NormParams {
             epsilon: query.epsilon,
             is_layer: query.kind == NormKind::Layer,
             takes_width: norm.extent == NormExtent::Width,
+            head_len: norm.head_len as u32,
         })
     }
 }
@@ -163,7 +168,7 @@ impl Rope {
             epsilon: norm.epsilon,
             is_layer: norm.is_layer.into(),
             takes_width: norm.takes_width.into(),
-            reserved: 0,
+            head_len: norm.head_len,
         };
         let launch = Launch::overlapping(step.batch.launch.tokens as u32, THREADS);
         gpu.launch(check.operation, kernels.get(layout.dtype), launch, &params)

@@ -19,6 +19,9 @@ use crate::model::memory::memory_plan;
 use crate::model::spec::ModelSpec;
 use crate::model::weights::Weights;
 
+/// Elements of padding behind heads and MLPs.
+const PADDING: (usize, usize) = (5, 3);
+
 /// A model with odd sizes: GPT-J's block with everything that has a bias.
 fn base() -> Value {
     json!({
@@ -126,7 +129,15 @@ fn check(what: &str, changes: &[(&str, Value)]) {
     let expected = Reference { spec: &spec, tensors: &tensors }.logits(&prompt);
     let on_naive = run(Naive::default(), &spec, folder.path(), &prompt);
     let on_cpu = run(Cpu::new(2).unwrap(), &spec, folder.path(), &prompt);
-    for (backend, logits) in [("naive", on_naive), ("cpu", on_cpu)] {
+    let (head, mlp) = PADDING;
+    let on_padded_naive = run(Naive::padded(head, mlp), &spec, folder.path(), &prompt);
+    let on_padded_cpu = run(Cpu::new(2).unwrap().padded(head, mlp), &spec, folder.path(), &prompt);
+    for (backend, logits) in [
+        ("naive", on_naive),
+        ("cpu", on_cpu),
+        ("naive with padding", on_padded_naive),
+        ("cpu with padding", on_padded_cpu),
+    ] {
         for (position, logits) in logits {
             let expected = &expected[position];
             let largest = expected.iter().fold(0.0f64, |max, x| max.max(x.abs()));
@@ -141,10 +152,11 @@ fn check(what: &str, changes: &[(&str, Value)]) {
     }
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     let config = config(&spec, DType::F32, 17);
-    let plan = memory_plan(&Naive::default(), &spec, &config).unwrap();
-    let decoder =
-        Decoder::load(Naive::default(), &spec, &checkpoint, &config, &LoadOptions::default()).unwrap();
-    assert_eq!(decoder.backend().allocated_bytes, plan.total_bytes(), "{what}");
+    for backend in [Naive::default(), Naive::padded(head, mlp)] {
+        let plan = memory_plan(&backend, &spec, &config).unwrap();
+        let decoder = Decoder::load(backend, &spec, &checkpoint, &config, &LoadOptions::default()).unwrap();
+        assert_eq!(decoder.backend().allocated_bytes, plan.total_bytes(), "{what}");
+    }
 }
 
 /// Names of a gated MLP.

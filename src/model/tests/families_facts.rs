@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::families_golden::{CASES, directory};
+use super::cases::{CASES, golden};
 use crate::error::{Result, Status};
 use crate::format::Checkpoint;
 use crate::model::families::load_spec;
@@ -12,7 +12,7 @@ use crate::model::spec::{
 
 /// The spec of a family's tiny checkpoint whose config has other values; null removes a key.
 fn spec_with(family: &str, changes: Value) -> Result<ModelSpec> {
-    let config = std::fs::read(directory(family).join("config.json")).unwrap();
+    let config = std::fs::read(golden("families").join(family).join("config.json")).unwrap();
     let mut config: Value = serde_json::from_slice(&config).unwrap();
     for (key, value) in changes.as_object().unwrap() {
         let fields = config.as_object_mut().unwrap();

@@ -4,9 +4,8 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::families_golden::{CASES, Case, directory, report};
-use super::gguf_golden;
-use super::golden::{golden, single};
+use super::cases::{CASES, Case, GGUF_CASES, golden, report};
+use super::golden::single;
 use crate::backend::cpu::Cpu;
 use crate::backend::{BackendLimits, DType};
 use crate::error::{Category, Error};
@@ -158,7 +157,7 @@ fn names_a_field(error: &Error, pointers: &[String]) -> bool {
 
 /// Writes `document` with changes as `file` beside the weights of a case, and runs each.
 fn check_changes(case: &str, file: &str, document: &Value) -> Result<(), String> {
-    let directory = directory(case);
+    let directory = golden("families").join(case);
     let seed =
         case.bytes().chain(file.bytes()).fold(7, |seed: u64, byte| seed.wrapping_mul(31) + u64::from(byte));
     let mut random = SplitMix(seed);
@@ -190,7 +189,7 @@ fn check_changes(case: &str, file: &str, document: &Value) -> Result<(), String>
 #[test]
 fn changed_configs_are_refused_or_run() {
     report(&CASES, |name| {
-        let config = std::fs::read(directory(name).join("config.json")).unwrap();
+        let config = std::fs::read(golden("families").join(name).join("config.json")).unwrap();
         check_changes(name, "config.json", &serde_json::from_slice(&config).unwrap())
     });
 }
@@ -207,7 +206,7 @@ fn changed_specs_are_refused_or_run() {
 fn changed_gguf_headers_are_refused_or_run() {
     /// Within these are the metadata, and names and shapes of the first tensors.
     const HEADER_BYTES: usize = 1800;
-    report(&gguf_golden::CASES, |name| {
+    report(&GGUF_CASES, |name| {
         let original = std::fs::read(golden("gguf").join(name).join("model.gguf")).unwrap();
         let mut random = SplitMix(original.len() as u64);
         let directory = tempfile::tempdir().unwrap();

@@ -1,9 +1,8 @@
 //! Logits of tiny random checkpoints, and what the real model's loading takes.
 
-use std::path::{Path, PathBuf};
-
 use serde_json::Value;
 
+pub(super) use super::cases::golden;
 use super::naive::Naive;
 use crate::backend::{BackendLimits, Batch, DType};
 use crate::format::Checkpoint;
@@ -15,10 +14,6 @@ use crate::quant::decode_f32;
 
 /// Tokens in a KV block: small and odd, so that the prompt spans many blocks and ends inside one.
 const BLOCK_SIZE: usize = 5;
-
-pub(super) fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
-}
 
 pub(super) fn config(spec: &ModelSpec, weight_dtype: DType, max_tokens: usize) -> DecoderConfig {
     DecoderConfig {
@@ -46,8 +41,13 @@ pub(super) fn single(tokens: &[u32], num_cached: usize, num_blocks: u32) -> Batc
     }
 }
 
-/// Runs the golden prompt of a checkpoint in chunks and compares the logits at the end of each.
+/// Runs the golden prompt of a checkpoint in chunks and compares the logits at the end of each; with padding too.
 fn check_logits(directory: &str, model: &str) {
+    check_logits_on(Naive::default(), directory, model);
+    check_logits_on(Naive::padded(6, 7), directory, model);
+}
+
+fn check_logits_on(backend: Naive, directory: &str, model: &str) {
     let directory = golden(directory);
     let golden: Value =
         serde_json::from_str(&std::fs::read_to_string(directory.join("golden.json")).unwrap()).unwrap();
@@ -59,8 +59,7 @@ fn check_logits(directory: &str, model: &str) {
     decode_f32(&std::fs::read(directory.join("logits.bin")).unwrap(), &mut expected);
 
     let config = config(&spec, DType::F32, 17);
-    let mut decoder =
-        Decoder::load(Naive::default(), &spec, &checkpoint, &config, &LoadOptions::default()).unwrap();
+    let mut decoder = Decoder::load(backend, &spec, &checkpoint, &config, &LoadOptions::default()).unwrap();
     let mut num_cached = 0;
     for chunk_len in [1, 4, 17, 1, 1, 9] {
         let chunk = &prompt[num_cached..][..chunk_len];

@@ -18,6 +18,8 @@ pub(super) struct Naive {
     /// Bytes of tensors, caches and workspace so far.
     pub(super) allocated_bytes: u64,
     memory_limit: Option<u64>,
+    /// Elements of padding behind heads and MLPs.
+    padding: [usize; 2],
     batch: Batch,
     collected: Vec<Vec<Sampled>>,
 }
@@ -69,11 +71,15 @@ fn delta_row(delta: &Delta<'_, Tensor>, row: usize) -> Vec<f32> {
 }
 
 fn norm_row(norm: &Norm<'_, Tensor>, values: &[f32]) -> Vec<f32> {
-    norm_columns(norm, values, 0)
+    let mut values = values.to_vec();
+    let columns: Vec<usize> = (0..values.len()).collect();
+    norm_columns(norm, &mut values, &columns);
+    values
 }
 
-/// A norm of values with its weights from column `first` on.
-fn norm_columns(norm: &Norm<'_, Tensor>, values: &[f32], first: usize) -> Vec<f32> {
+/// A norm of some columns of a row, together.
+fn norm_columns(norm: &Norm<'_, Tensor>, row: &mut [f32], columns: &[usize]) {
+    let values: Vec<f32> = columns.iter().map(|&column| row[column]).collect();
     let width = values.len() as f64;
     let mean = match norm.kind {
         NormKind::Rms => 0.0,
@@ -81,15 +87,11 @@ fn norm_columns(norm: &Norm<'_, Tensor>, values: &[f32], first: usize) -> Vec<f3
     };
     let variance = values.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / width;
     let deviation = (variance + f64::from(norm.epsilon)).sqrt();
-    let scaled = values
-        .iter()
-        .zip(&norm.weight.data[first..])
-        .map(|(&x, &weight)| ((f64::from(x) - mean) / deviation * f64::from(weight)) as f32);
-    let mut out: Vec<f32> = scaled.collect();
-    if let Some(bias) = norm.bias {
-        add_row(&mut out, &bias.row(0)[first..]);
+    for (&column, &x) in columns.iter().zip(&values) {
+        let weight = f64::from(norm.weight.data[column]);
+        let bias = norm.bias.map_or(0.0, |bias| bias.data[column]);
+        row[column] = ((f64::from(x) - mean) / deviation * weight) as f32 + bias;
     }
-    out
 }
 
 /// The experts that a row passes, with their weights.
@@ -128,6 +130,11 @@ impl Naive {
         Self { memory_limit: Some(limit), ..Self::default() }
     }
 
+    /// A backend that pads heads and MLPs.
+    pub(super) fn padded(head: usize, mlp: usize) -> Self {
+        Self { padding: [head, mlp], ..Self::default() }
+    }
+
     fn take(&mut self, what: &str, bytes: u64) -> BackendResult<()> {
         if self.memory_limit.is_some_and(|limit| self.allocated_bytes + bytes > limit) {
             return Err(BackendError::OutOfMemory { what: what.to_owned(), bytes });
@@ -154,6 +161,14 @@ impl Backend for Naive {
 
     fn activation_dtype(&self, _weights: DType) -> DType {
         DType::F32
+    }
+
+    fn stored_head_dim(&self, head_dim: usize) -> usize {
+        head_dim + self.padding[0]
+    }
+
+    fn stored_width(&self, width: usize) -> usize {
+        width + self.padding[1]
     }
 
     fn workspace_bytes(&self, limits: &BackendLimits) -> u64 {
@@ -278,9 +293,9 @@ impl Backend for Naive {
                 let keys = &mut rest[..num_kv_heads * dim];
                 for (values, norm_of) in [(queries, &norm.query), (keys, &norm.key)] {
                     let width = if norm.extent == NormExtent::Head { dim } else { values.len() };
-                    for (index, values) in values.chunks_exact_mut(width).enumerate() {
-                        let normed = norm_columns(norm_of, values, index * width);
-                        values.copy_from_slice(&normed);
+                    for start in (0..values.len()).step_by(width) {
+                        let columns = (start..start + width).filter(|i| i % dim < norm.head_len);
+                        norm_columns(norm_of, values, &columns.collect::<Vec<_>>());
                     }
                 }
             }

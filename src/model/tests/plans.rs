@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 
-use super::families_golden::{CASES, Case, report};
+use super::cases::{CASES, Case, report};
 use super::golden::{config, golden, single};
 use crate::backend::{
     Activate, AttentionShape, Backend, BackendLimits, BackendResult, Batch, DType, Delta, Embedding,

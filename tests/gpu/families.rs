@@ -1,0 +1,77 @@
+//! Every family's tiny checkpoint and GGUF file on the device, against transformers and against itself.
+
+use inflight::backend::cuda::Cuda;
+use inflight::backend::{Backend, DType, Feature};
+
+use crate::cases::{BF16_TOLERANCE, CASES, Case, GGUF_CASES, Runner};
+use crate::rig::gpu;
+
+/// Tokens in a KV block.
+const BLOCK_SIZE: usize = 16;
+/// Types of weights, activations and cache, and the error of a logit over the largest one that each may make. F16
+/// rounds eight times finer than BF16, so that what it leaves is no rounding.
+const BF16: (DType, f32) = (DType::Bf16, BF16_TOLERANCE);
+const F16: (DType, f32) = (DType::F16, BF16_TOLERANCE / 2.0);
+
+/// Every check of a case, each with its name, so that one failure hides no other.
+fn failures(case: &Case, (dtype, tolerance): (DType, f32)) -> Vec<String> {
+    let mut runner = match Runner::load(case, gpu(), dtype, BLOCK_SIZE) {
+        Ok(runner) => runner,
+        Err(error) => return vec![format!("loading: {error}")],
+    };
+    // Rotations of the prompt may bring a router to a close choice, which bf16 may take the other way.
+    let must_differ = case.spec.experts.is_none();
+    type Check<'a> = (&'static str, Box<dyn Fn(&mut Runner<'a, Cuda>) -> Result<f32, String>>);
+    let checks: [Check; 4] = [
+        ("transformers", Box::new(move |runner| runner.check_logits(tolerance))),
+        ("lengths", Box::new(move |runner| runner.check_lengths(tolerance))),
+        ("batches", Box::new(move |runner| runner.check_batches(must_differ, tolerance))),
+        ("continuation", Box::new(move |runner| runner.check_continuation(tolerance).map(|()| 0.0))),
+    ];
+    let mut failures = Vec::new();
+    let mut errors = Vec::new();
+    for (what, check) in checks {
+        match check(&mut runner) {
+            Ok(error) => errors.push(format!("{what} {error:.1e}")),
+            Err(error) => failures.push(format!("{what}: {error}")),
+        }
+    }
+    println!("  {}", errors.join(", "));
+    failures
+}
+
+fn check_all(
+    kind: &str,
+    names: &[&str],
+    open: impl Fn(&str) -> Result<Case, String>,
+    precision: (DType, f32),
+) {
+    if !gpu().supports(Feature::Experts) {
+        println!("the device has no experts: models with a mixture of them will fail");
+    }
+    let mut failed = Vec::new();
+    for name in names {
+        println!("{kind}/{name}");
+        let failures = match open(name) {
+            Ok(case) => failures(&case, precision),
+            Err(error) => vec![error],
+        };
+        failed.extend(failures.into_iter().map(|failure| format!("{kind}/{name}: {failure}")));
+    }
+    assert!(failed.is_empty(), "{} failures:\n{}", failed.len(), failed.join("\n"));
+}
+
+#[test]
+fn checkpoints_in_bf16_have_the_logits_of_transformers() {
+    check_all("families", &CASES, Case::open, BF16);
+}
+
+#[test]
+fn checkpoints_in_f16_have_the_logits_of_transformers() {
+    check_all("families", &CASES, Case::open, F16);
+}
+
+#[test]
+fn gguf_files_in_bf16_have_the_logits_of_transformers() {
+    check_all("gguf", &GGUF_CASES, Case::open_gguf, BF16);
+}
