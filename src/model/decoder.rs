@@ -99,6 +99,9 @@ impl<B: Backend> Decoder<B> {
         let activations = Activations::plan(spec, &config.limits, activation_dtype)
             .try_map(|BufferShape { dtype, rows, columns }| backend.alloc(dtype, rows, columns))?;
         backend.reserve(&config.limits)?;
+        if let Some(limits) = memory::expert_limits(spec, &config.limits) {
+            backend.reserve_experts(&limits)?;
+        }
         let model = LoadedModel { weights, rope_tables, kv_cache, activations, axes: Axes::new(spec) };
         let mut decoder = Self { backend, model };
         let Self { backend, model } = &mut decoder;

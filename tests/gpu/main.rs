@@ -6,6 +6,7 @@ mod attention;
 mod blocks;
 mod decoder;
 mod engine;
+mod experts;
 mod lifecycle;
 mod ops;
 mod qk_norm;

@@ -69,6 +69,11 @@ pub(super) struct FusedActivation {
     pub(super) bias: DevicePtr,
 }
 
+/// A function as `activate` in `kernels/activation.cuh` takes it.
+pub(super) fn activation_number(function: Activation) -> u32 {
+    Activation::ALL.iter().position(|&other| other == function).unwrap_or_default() as u32
+}
+
 pub(super) struct Linear {
     skinny: [Skinny; 2],
     pub(super) cublas: CublasLt,
@@ -133,7 +138,6 @@ fn run_skinny(
         Some(Gating::Plain) => (&skinny.plain, skinny.weight_rows),
         Some(Gating::Gated) => (&skinny.gated, skinny.weight_rows / 2),
     };
-    let number = |function| Activation::ALL.iter().position(|&other| other == function).unwrap_or_default();
     let params = SkinnyLinearParams {
         input: operands.input,
         weight: operands.weight,
@@ -141,7 +145,7 @@ fn run_skinny(
         rows: shape.rows as u32,
         in_features: to_u32(check.operation, shape.in_features)?,
         out_features: to_u32(check.operation, shape.out_features)?,
-        function: activation.map_or(0, |activation| number(activation.function) as u32),
+        function: activation.map_or(0, |activation| activation_number(activation.function)),
         bias: activation.map_or(0, |activation| activation.bias),
     };
     let blocks = to_u32(check.operation, shape.out_features.div_ceil(features))?;
