@@ -2,8 +2,10 @@
 //! prints each as a share of what the card can do. Operations are launched one by one, so their figures include that;
 //! steps replay what was recorded.
 //!
-//! `cargo bench --bench ops_cuda`; arguments choose sections: `linear`, `decode`, `prompt`, `small`,
+//! `cargo bench --bench ops_cuda`; arguments choose sections: `linear`, `experts`, `decode`, `prompt`, `small`,
 //! `step`.
+
+mod experts;
 
 use std::time::Instant;
 
@@ -24,6 +26,9 @@ fn main() {
     println!("{}", Cuda::new(0).expect("a CUDA device").device_name());
     if wants("linear") {
         bench_linear();
+    }
+    if wants("experts") {
+        experts::bench();
     }
     if wants("decode") {
         bench_decode();
