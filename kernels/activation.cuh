@@ -76,9 +76,9 @@ __device__ inline void activate(uint32_t function, float (&values)[8]) {
   }
 }
 
-// The row of the weights that row `8 * part + row` of a product's tile stands for, where block `block` owns WEIGHT_TILES
-// tiles of 16. With a gate, whose rows are the first half of the weights, a tile has 8 of the gate's rows and the
-// other half's 8 of the same features. Rows past the end repeat the last.
+// The row of the weights that row `8 * part + row` of a product's tile stands for, where block `block` owns
+// WEIGHT_TILES tiles of 16. With a gate, whose rows are the first half of the weights, a tile has 8 of the gate's rows
+// and the other half's 8 of the same features. Rows past the end repeat the last.
 template <int WEIGHT_TILES, bool IS_GATED>
 __device__ inline uint64_t weight_row(uint32_t block, int part, uint32_t row, uint32_t out_features) {
   const uint32_t last = out_features - 1;

@@ -5,6 +5,7 @@
 // experts_order: one block per expert, which counts the pairs of all experts, finds its own among the rows and writes
 // them to their places, by row; and its entries of the list of tiles. Counting once per block costs less than a
 // second launch. The order depends on the batch alone.
+// experts_plan: both for few rows, whose routes every block finds for itself, a warp each.
 // experts_combine: out[r] = the sum of row r's pairs by ascending expert, plus the shared expert's result, in single
 // precision; one thread per 16-byte vector.
 //
@@ -72,26 +73,18 @@ __device__ inline void score_row(const ExpertRouteParams &params, const float *p
   }
 }
 
-extern "C" __global__ void __launch_bounds__(ROUTE_WARPS *WARP_THREADS)
-    experts_route(const __grid_constant__ ExpertRouteParams params) {
-  // [ROUTE_WARPS][num_experts]
-  extern __shared__ uint32_t shared[];
-  wait_for_predecessor();
-  start_successor();
-  const uint32_t warp = threadIdx.x / WARP_THREADS;
+// Writes a row's experts and their weights to `num_chosen` places at `experts` and `weights`, by one warp, which
+// has room for the keys of all experts.
+__device__ inline void choose_experts(const ExpertRouteParams &params, uint32_t row, uint32_t *keys,
+                                      uint32_t *experts, float *weights) {
   const uint32_t lane = threadIdx.x % WARP_THREADS;
-  const uint32_t row = blockIdx.x * ROUTE_WARPS + warp;
-  if (row >= count_rows(params.header, params.rows)) {
-    return;
-  }
-  uint32_t *keys = shared + warp * params.num_experts;
   score_row(params, params.products + static_cast<uint64_t>(row) * params.num_experts, keys);
   // Lane `c` keeps the expert that was chosen as number `c`.
   uint32_t expert = 0;
   float score = 0.0f;
   float divisor = 0.0f;
   for (uint32_t choice = 0; choice < params.num_chosen; choice++) {
-    __syncwarp();
+    // A lane reads and writes the keys of its own experts alone.
     uint32_t largest = 0;
     uint32_t place = 0xffffffffu;
     for (uint32_t index = lane; index < params.num_experts; index += WARP_THREADS) {
@@ -107,7 +100,6 @@ extern "C" __global__ void __launch_bounds__(ROUTE_WARPS *WARP_THREADS)
       expert = chosen;
       score = from_key(key);
     }
-    // The lane that found it takes it out.
     if (lane == chosen % WARP_THREADS) {
       keys[chosen] = 0;
     }
@@ -117,9 +109,22 @@ extern "C" __global__ void __launch_bounds__(ROUTE_WARPS *WARP_THREADS)
     rank += __shfl_sync(FULL_WARP, expert, choice) < expert;
   }
   if (lane < params.num_chosen) {
-    const uint32_t place = row * params.num_chosen + rank;
-    params.experts[place] = expert;
-    params.weights[place] = (params.is_normalized ? score / divisor : score) * params.scale;
+    experts[rank] = expert;
+    weights[rank] = (params.is_normalized ? score / divisor : score) * params.scale;
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(ROUTE_WARPS *WARP_THREADS)
+    experts_route(const __grid_constant__ ExpertRouteParams params) {
+  // [ROUTE_WARPS][num_experts]
+  extern __shared__ uint32_t all_keys[];
+  wait_for_predecessor();
+  start_successor();
+  const uint32_t warp = threadIdx.x / WARP_THREADS;
+  const uint32_t row = blockIdx.x * ROUTE_WARPS + warp;
+  if (row < count_rows(params.header, params.rows)) {
+    const uint32_t first = row * params.num_chosen;
+    choose_experts(params, row, all_keys + warp * params.num_experts, params.experts + first, params.weights + first);
   }
 }
 
@@ -144,20 +149,27 @@ struct ExpertOrderParams {
 };
 static_assert(sizeof(ExpertOrderParams) == 80, "mirrored in experts.rs");
 
+// What rows chose, [rows, num_chosen] each, by ascending expert.
+struct Choices {
+  uint32_t rows;
+  const uint32_t *experts;
+  const float *weights;
+};
+
 // Writes the places of the expert's pairs, from `first_pair` on.
-__device__ inline void place_pairs(const ExpertOrderParams &params, uint32_t expert, uint32_t rows,
+__device__ inline void place_pairs(const ExpertOrderParams &params, const Choices &choices, uint32_t expert,
                                    uint32_t first_pair) {
   __shared__ uint32_t warp_counts[WARP_THREADS];
   const uint32_t warp = threadIdx.x / WARP_THREADS;
   const uint32_t lane = threadIdx.x % WARP_THREADS;
   const uint32_t num_warps = blockDim.x / WARP_THREADS;
-  for (uint32_t first_row = 0; first_row < rows; first_row += blockDim.x) {
+  for (uint32_t first_row = 0; first_row < choices.rows; first_row += blockDim.x) {
     const uint32_t row = first_row + threadIdx.x;
     bool is_chosen = false;
     uint32_t index = 0;
-    if (row < rows) {
+    if (row < choices.rows) {
       for (uint32_t choice = 0; choice < params.num_chosen; choice++) {
-        if (params.experts[row * params.num_chosen + choice] == expert) {
+        if (choices.experts[row * params.num_chosen + choice] == expert) {
           is_chosen = true;
           index = row * params.num_chosen + choice;
         }
@@ -176,28 +188,24 @@ __device__ inline void place_pairs(const ExpertOrderParams &params, uint32_t exp
     if (is_chosen) {
       params.places[index] = pair;
       params.pair_rows[pair] = row;
-      params.pair_weights[pair] = params.weights[index];
+      params.pair_weights[pair] = choices.weights[index];
     }
     // The counts are written again.
     __syncthreads();
   }
 }
 
-extern "C" __global__ void __launch_bounds__(1024) experts_order(const __grid_constant__ ExpertOrderParams params) {
-  // [num_experts]: pairs of each expert.
-  extern __shared__ uint32_t counts[];
+// The pairs and tiles of expert `blockIdx.x`; `counts` has room for a number per expert.
+__device__ inline void order_pairs(const ExpertOrderParams &params, const Choices &choices, uint32_t *counts) {
   // Pairs and tiles of the experts before this block's.
   __shared__ uint32_t before[2];
-  wait_for_predecessor();
-  start_successor();
   const uint32_t expert = blockIdx.x;
-  const uint32_t rows = count_rows(params.header, params.rows);
   for (uint32_t i = threadIdx.x; i < params.num_experts; i += blockDim.x) {
     counts[i] = 0;
   }
   __syncthreads();
-  for (uint32_t i = threadIdx.x; i < rows * params.num_chosen; i += blockDim.x) {
-    atomicAdd(&counts[params.experts[i]], 1);
+  for (uint32_t i = threadIdx.x; i < choices.rows * params.num_chosen; i += blockDim.x) {
+    atomicAdd(&counts[choices.experts[i]], 1);
   }
   __syncthreads();
   if (threadIdx.x < WARP_THREADS) {
@@ -226,7 +234,41 @@ extern "C" __global__ void __launch_bounds__(1024) experts_order(const __grid_co
       params.tiles[i] = {0, 0, 0, 0, 0, 0, {0, 0}};
     }
   }
-  place_pairs(params, expert, rows, before[0]);
+  place_pairs(params, choices, expert, before[0]);
+}
+
+extern "C" __global__ void __launch_bounds__(1024) experts_order(const __grid_constant__ ExpertOrderParams params) {
+  // [num_experts]
+  extern __shared__ uint32_t counts[];
+  wait_for_predecessor();
+  start_successor();
+  order_pairs(params, {count_rows(params.header, params.rows), params.experts, params.weights}, counts);
+}
+
+struct ExpertPlanParams {
+  // Their `experts` and `weights` are null.
+  ExpertRouteParams route;
+  ExpertOrderParams order;
+};
+static_assert(sizeof(ExpertPlanParams) == 136, "mirrored in experts.rs");
+
+extern "C" __global__ void __launch_bounds__(1024) experts_plan(const __grid_constant__ ExpertPlanParams params) {
+  // [num_experts], [rows, num_chosen] twice, [rows, num_experts]
+  extern __shared__ uint32_t numbers[];
+  const uint32_t num_pairs = params.route.rows * params.route.num_chosen;
+  uint32_t *experts = numbers + params.route.num_experts;
+  float *weights = reinterpret_cast<float *>(experts + num_pairs);
+  uint32_t *keys = experts + 2 * num_pairs;
+  wait_for_predecessor();
+  start_successor();
+  const uint32_t rows = count_rows(params.route.header, params.route.rows);
+  const uint32_t row = threadIdx.x / WARP_THREADS;
+  if (row < rows) {
+    const uint32_t first = row * params.route.num_chosen;
+    choose_experts(params.route, row, keys + row * params.route.num_experts, experts + first, weights + first);
+  }
+  __syncthreads();
+  order_pairs(params.order, {rows, experts, weights}, numbers);
 }
 
 struct ExpertCombineParams {

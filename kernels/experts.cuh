@@ -53,16 +53,17 @@ struct ExpertWork {
   uint32_t num_pairs;
 };
 
-// Finds the work of this block; there is none where the batch has fewer tiles than the grid has room for. The tiles of
-// an expert take the same features one after the other, so that its weights come from memory once.
-template <int TILE_ROWS> __device__ inline bool find_work(const ExpertProductParams &params, ExpertWork &work) {
-  const uint4 *entry = reinterpret_cast<const uint4 *>(params.tiles + blockIdx.x / params.num_feature_blocks);
+// Finds work `number` of a product; there is none where the batch has fewer tiles than the grid has room for. The tiles
+// of an expert take the same features one after the other, so that its weights come from memory once.
+template <int TILE_ROWS>
+__device__ inline bool find_work(const ExpertProductParams &params, uint32_t number, ExpertWork &work) {
+  const uint4 *entry = reinterpret_cast<const uint4 *>(params.tiles + number / params.num_feature_blocks);
   const uint4 tiles = entry[0];
   const uint4 pairs = entry[1];
   if (tiles.z == 0) {
     return false;
   }
-  const uint32_t index = blockIdx.x - tiles.y * params.num_feature_blocks;
+  const uint32_t index = number - tiles.y * params.num_feature_blocks;
   const uint32_t first = index % tiles.z * TILE_ROWS;
   work.expert = tiles.x;
   work.feature_block = index / tiles.z;

@@ -56,7 +56,7 @@ __device__ inline void multiply_few(const ExpertProductParams &params) {
     wait_for_predecessor();
   }
   ExpertWork work;
-  if (!find_work<ROWS>(params, work)) {
+  if (!find_work<ROWS>(params, blockIdx.x, work)) {
     wait_for_predecessor();
     return;
   }

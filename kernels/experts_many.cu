@@ -95,7 +95,7 @@ __device__ inline void multiply_many(const ExpertProductParams &params) {
   extern __shared__ __align__(128) unsigned char shared[];
   wait_for_predecessor();
   ExpertWork work;
-  if (!find_work<TILE_ROWS>(params, work)) {
+  if (!find_work<TILE_ROWS>(params, blockIdx.x, work)) {
     return;
   }
   const StageCopies<T, PRODUCT, TILE_ROWS, THREADS> copies(params, work);

@@ -175,6 +175,12 @@ template <typename T, int N> struct Products;
 #define PLACES_64                                                                                                \
   PLACES_48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
+#define PLACES_128                                                                                               \
+  PLACES_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "                  \
+            "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "                    \
+            "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "        \
+            "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+
 // P0 to P4 are the places after those of c.
 #define PRODUCTS(T, TYPE, N, PLACES, P0, P1, P2, P3, P4, ...)                                                    \
   template <> struct Products<T, N> {                                                                            \
@@ -205,13 +211,16 @@ template <typename T, int N> struct Products;
   PRODUCTS(T, TYPE, 80, PLACES_40, "%40", "%41", "%42", "%43", "%44", FLOATS_32(c, 0), FLOATS_8(c, 32))          \
   PRODUCTS(T, TYPE, 96, PLACES_48, "%48", "%49", "%50", "%51", "%52", FLOATS_32(c, 0), FLOATS_8(c, 32),          \
            FLOATS_8(c, 40))                                                                                      \
-  PRODUCTS(T, TYPE, 128, PLACES_64, "%64", "%65", "%66", "%67", "%68", FLOATS_32(c, 0), FLOATS_32(c, 32))
+  PRODUCTS(T, TYPE, 128, PLACES_64, "%64", "%65", "%66", "%67", "%68", FLOATS_32(c, 0), FLOATS_32(c, 32))        \
+  PRODUCTS(T, TYPE, 256, PLACES_128, "%128", "%129", "%130", "%131", "%132", FLOATS_32(c, 0), FLOATS_32(c, 32),   \
+           FLOATS_32(c, 64), FLOATS_32(c, 96))
 
 PRODUCTS_OF(__nv_bfloat16, "bf16")
 PRODUCTS_OF(__half, "f16")
 
 #undef PRODUCTS_OF
 #undef PRODUCTS
+#undef PLACES_128
 #undef PLACES_64
 #undef PLACES_48
 #undef PLACES_40

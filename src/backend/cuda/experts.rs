@@ -4,12 +4,14 @@
 //! Results of single pairs of a row and an expert are kept in the type of activations: that halves the largest
 //! buffer, and the rounding is that of an MLP's result, which is kept in it too.
 
+mod products;
+
+use self::products::{Operands, Pairs, Products, TILE_SHAPES, TileShape};
 use super::driver::{DevicePtr, Gpu, Kernel, Launch, Params};
-use super::linear;
 use super::memory::Arena;
 use super::modules::{Modules, PerDType};
 use super::tensor::{Checker, Tensor, VECTOR_ELEMENTS, to_u32};
-use crate::backend::{BackendResult, DType, ExpertLimits, ExpertWeighting, Gating, Mixture, RouterScoring};
+use crate::backend::{BackendResult, DType, ExpertLimits, ExpertWeighting, Mixture, RouterScoring};
 
 const OPERATION: &str = "mix_experts";
 /// Most experts, whose counts lie in shared memory.
@@ -24,6 +26,10 @@ const PAIR_BYTES: u64 = 5 * 4 + TILE_BYTES;
 const TILE_BYTES: u64 = 32;
 /// Rows of a block of `experts_route`.
 const ROUTE_ROWS: usize = 4;
+/// Most rows that `experts_plan` takes, a warp each.
+const MAX_PLAN_ROWS: usize = 32;
+/// Dynamic shared memory that every kernel may use beside a little of its own.
+const MAX_SHARED_BYTES: usize = 47 << 10;
 const COMBINE_THREADS: u32 = 128;
 /// Largest second dimension of a grid; blocks stride over more rows.
 const MAX_GRID_ROWS: usize = 65_535;
@@ -63,21 +69,6 @@ struct OrderParams {
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
-struct ProductParams {
-    input: DevicePtr,
-    weight: DevicePtr,
-    out: DevicePtr,
-    tiles: DevicePtr,
-    pair_rows: DevicePtr,
-    pair_weights: DevicePtr,
-    in_features: u32,
-    out_features: u32,
-    function: u32,
-    num_feature_blocks: u32,
-}
-
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
 struct CombineParams {
     header: DevicePtr,
     places: DevicePtr,
@@ -91,85 +82,25 @@ struct CombineParams {
     reserved: u32,
 }
 
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct PlanParams {
+    route: RouteParams,
+    order: OrderParams,
+}
+
+const _: () = assert!(size_of::<PlanParams>() == 136);
 const _: () = assert!(size_of::<RouteParams>() == 56 && size_of::<OrderParams>() == 80);
-const _: () = assert!(size_of::<ProductParams>() == 64 && size_of::<CombineParams>() == 64);
+const _: () = assert!(size_of::<CombineParams>() == 64);
 
 // SAFETY: `repr(C)`, mirrors ExpertRouteParams in experts.cu.
 unsafe impl Params for RouteParams {}
 // SAFETY: `repr(C)`, mirrors ExpertOrderParams in experts.cu.
 unsafe impl Params for OrderParams {}
-// SAFETY: `repr(C)`, mirrors ExpertProductParams in experts.cuh.
-unsafe impl Params for ProductParams {}
+// SAFETY: `repr(C)`, mirrors ExpertPlanParams in experts.cu.
+unsafe impl Params for PlanParams {}
 // SAFETY: `repr(C)`, mirrors ExpertCombineParams in experts.cu.
 unsafe impl Params for CombineParams {}
-
-/// How a kernel of products cuts its work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct TileShape {
-    /// The file with the kernels.
-    file: &'static str,
-    /// Pairs of a tile.
-    rows: usize,
-    /// Rows of the weights that a block takes.
-    weight_rows: usize,
-    threads: u32,
-    /// Dynamic shared memory.
-    shared_bytes: u32,
-}
-
-/// Ascending by rows. `shared_bytes` are `ManyShape::SHARED_BYTES` of `experts_many.cuh`.
-const TILE_SHAPES: [TileShape; 4] = [
-    TileShape { file: "experts_few", rows: 8, weight_rows: 16, threads: 256, shared_bytes: 0 },
-    TileShape { file: "experts_few", rows: 16, weight_rows: 32, threads: 256, shared_bytes: 0 },
-    TileShape { file: "experts_many", rows: 64, weight_rows: 128, threads: 128, shared_bytes: 98_304 },
-    TileShape { file: "experts_many", rows: 128, weight_rows: 128, threads: 128, shared_bytes: 98_304 },
-];
-
-impl TileShape {
-    /// Index of the shape for `rows` rows of which every expert gets `mean_pairs` on average. No expert gets more
-    /// than `rows`, so that few rows are sure of one tile per expert.
-    fn index(rows: usize, mean_pairs: usize) -> usize {
-        match (rows, mean_pairs) {
-            (..=8, _) => 0,
-            (..=16, _) | (_, ..=8) => 1,
-            (_, ..=64) => 2,
-            _ => 3,
-        }
-    }
-
-    /// Most tiles that `num_pairs` pairs of `num_experts` experts make: all but one pair of an expert may leave a
-    /// tile of its own.
-    fn max_tiles(&self, num_pairs: usize, num_experts: usize) -> usize {
-        (num_pairs + num_experts.min(num_pairs) * (self.rows - 1)) / self.rows
-    }
-}
-
-/// The kernels of a shape.
-struct Products {
-    shape: TileShape,
-    up_plain: PerDType<Kernel<ProductParams>>,
-    up_gated: PerDType<Kernel<ProductParams>>,
-    down: PerDType<Kernel<ProductParams>>,
-}
-
-impl Products {
-    fn new(gpu: &Gpu, modules: &Modules, shape: TileShape) -> BackendResult<Products> {
-        let kernels = |product: &str| {
-            PerDType::try_new(|dtype| {
-                let name = format!("{}_{product}_{dtype}_{}", shape.file, shape.rows);
-                let kernel = modules.kernel(gpu, shape.file, &name)?;
-                kernel.allow_shared_bytes(gpu, shape.shared_bytes)?;
-                Ok(kernel)
-            })
-        };
-        Ok(Products {
-            shape,
-            up_plain: kernels("up_plain")?,
-            up_gated: kernels("up_gated")?,
-            down: kernels("down")?,
-        })
-    }
-}
 
 /// Where the lists and buffers of a part's pairs lie: places in the workspace until it is there, then addresses.
 #[derive(Debug, Clone, Copy)]
@@ -254,6 +185,8 @@ pub(super) struct MixExperts<'a> {
 pub(super) struct Experts {
     route: Kernel<RouteParams>,
     order: Kernel<OrderParams>,
+    /// Both in one launch.
+    plan: Kernel<PlanParams>,
     combine: PerDType<Kernel<CombineParams>>,
     /// As [`TILE_SHAPES`].
     products: Vec<Products>,
@@ -262,10 +195,11 @@ pub(super) struct Experts {
 
 impl Experts {
     pub(super) fn new(gpu: &Gpu, modules: &Modules) -> BackendResult<Experts> {
-        let products = TILE_SHAPES.iter().map(|&shape| Products::new(gpu, modules, shape));
+        let products = TILE_SHAPES.into_iter().map(|shape| Products::new(gpu, modules, shape));
         Ok(Experts {
             route: modules.kernel(gpu, "experts", "experts_route")?,
             order: modules.kernel(gpu, "experts", "experts_order")?,
+            plan: modules.kernel(gpu, "experts", "experts_plan")?,
             combine: PerDType::try_new(|dtype| {
                 modules.kernel(gpu, "experts", &format!("experts_combine_{dtype}"))
             })?,
@@ -328,42 +262,32 @@ impl Experts {
         let products = &self.products[TileShape::index(part.rows, num_pairs.div_ceil(num_experts))];
         let max_tiles = products.shape.max_tiles(num_pairs, num_experts);
         self.choose(gpu, layout, part, (products.shape.rows, max_tiles))?;
-
-        let features = products.shape.weight_rows;
-        let (up, up_features) = match mixture.gating {
-            Gating::Gated => (&products.up_gated, features / 2),
-            Gating::Plain => (&products.up_plain, features),
-        };
-        let (up_blocks, down_blocks) = (width.div_ceil(up_features), hidden.div_ceil(features));
-        let dtype = input.dtype();
-        let up_params = ProductParams {
-            input: input.row(part.first_row),
-            weight: mixture.up.data,
-            out: layout.activated,
+        let pairs = Pairs {
+            max_tiles,
             tiles: layout.tiles,
             pair_rows: layout.pair_rows,
             pair_weights: layout.pair_weights,
-            in_features: hidden as u32,
-            out_features: width as u32,
-            function: linear::activation_number(mixture.function),
-            num_feature_blocks: up_blocks as u32,
+            dtype: input.dtype(),
         };
-        let down_params = ProductParams {
+        let up = Operands {
+            input: input.row(part.first_row),
+            weight: mixture.up.data,
+            out: layout.activated,
+            num_experts,
+            in_features: hidden,
+            out_features: width,
+        };
+        let down = Operands {
             input: layout.activated,
             weight: mixture.down.data,
             out: layout.results,
-            in_features: width as u32,
-            out_features: hidden as u32,
-            num_feature_blocks: down_blocks as u32,
-            ..up_params
+            num_experts,
+            in_features: width,
+            out_features: hidden,
         };
-        let launch = |num_blocks: usize| -> BackendResult<Launch> {
-            let blocks = to_u32(check.operation, max_tiles * num_blocks)?;
-            let TileShape { threads, shared_bytes, .. } = products.shape;
-            Ok(Launch { shared_bytes, ..Launch::overlapping(blocks, threads) })
-        };
-        gpu.launch(OPERATION, up.get(dtype), launch(up_blocks)?, &up_params)?;
-        gpu.launch(OPERATION, products.down.get(dtype), launch(down_blocks)?, &down_params)?;
+        let activation = Some((mixture.function, mixture.gating));
+        products.run(gpu, check, &pairs, &up, activation)?;
+        products.run(gpu, check, &pairs, &down, None)?;
         self.combine(gpu, layout, part)
     }
 
@@ -389,11 +313,6 @@ impl Experts {
             is_normalized: u32::from(mixture.weighting == ExpertWeighting::Normalized),
             scale: mixture.scale,
         };
-        let route = Launch {
-            shared_bytes: ROUTE_ROWS as u32 * 4 * num_experts,
-            ..Launch::overlapping(part.rows.div_ceil(ROUTE_ROWS) as u32, 32 * ROUTE_ROWS as u32)
-        };
-        gpu.launch(OPERATION, &self.route, route, &route_params)?;
         let order_params = OrderParams {
             header,
             experts: layout.experts,
@@ -409,6 +328,20 @@ impl Experts {
             max_tiles: max_tiles as u32,
             reserved: 0,
         };
+        let num_pairs = part.rows * mixture.num_chosen;
+        let plan_bytes = 4 * (mixture.num_experts * (1 + part.rows) + 2 * num_pairs);
+        if part.rows <= MAX_PLAN_ROWS && plan_bytes <= MAX_SHARED_BYTES {
+            let threads = 32 * part.rows.max(4) as u32;
+            let plan =
+                Launch { shared_bytes: plan_bytes as u32, ..Launch::overlapping(num_experts, threads) };
+            let params = PlanParams { route: route_params, order: order_params };
+            return gpu.launch(OPERATION, &self.plan, plan, &params);
+        }
+        let route = Launch {
+            shared_bytes: ROUTE_ROWS as u32 * 4 * num_experts,
+            ..Launch::overlapping(part.rows.div_ceil(ROUTE_ROWS) as u32, 32 * ROUTE_ROWS as u32)
+        };
+        gpu.launch(OPERATION, &self.route, route, &route_params)?;
         let threads = part.rows.next_multiple_of(32).clamp(128, 1024) as u32;
         let order = Launch { shared_bytes: 4 * num_experts, ..Launch::overlapping(num_experts, threads) };
         gpu.launch(OPERATION, &self.order, order, &order_params)
@@ -511,29 +444,6 @@ mod tests {
                 pair[0].0 + pairs * pair[0].1 <= pair[1].0 && pair[1].0.is_multiple_of(256),
                 "{places:?}"
             );
-        }
-    }
-
-    #[test]
-    fn few_rows_have_one_tile_per_expert() {
-        for rows in 1..=16 {
-            for mean_pairs in 1..=rows {
-                assert!(TILE_SHAPES[TileShape::index(rows, mean_pairs)].rows >= rows);
-            }
-        }
-        assert_eq!([17, 64, 4096].map(|rows| TileShape::index(rows, rows * 2 / 8)), [1, 2, 3]);
-        assert_eq!([17, 64, 4096].map(|rows| TileShape::index(rows, rows * 8 / 128)), [1, 1, 3]);
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn grids_have_room_for_every_tile(counts in proptest::collection::vec(0usize..300, 1..40)) {
-            let num_pairs = counts.iter().sum();
-            for shape in TILE_SHAPES {
-                let num_tiles: usize = counts.iter().map(|count| count.div_ceil(shape.rows)).sum();
-                let max_tiles = shape.max_tiles(num_pairs, counts.len());
-                assert!(num_tiles <= max_tiles && max_tiles <= num_pairs, "{counts:?} {shape:?}");
-            }
         }
     }
 }
