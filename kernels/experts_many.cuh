@@ -2,8 +2,8 @@
 //
 // A block multiplies up to TILE_ROWS pairs of one expert with WEIGHT_ROWS rows of its weights. Both lie in shared
 // memory in stages of STAGE_K elements of k: a row is 128 bytes, whose 16-byte vectors are permuted by the row's
-// number, so that products read 8 rows from different banks. Pairs past the end repeat the last, and their products
-// are not stored; k past the end is zero.
+// number, so that products read 8 rows from different banks. Pairs and k past the end are zero and cost no traffic;
+// weights past the end repeat the last row, and their products are not stored.
 
 #pragma once
 
@@ -30,13 +30,15 @@ template <typename T, Product PRODUCT, int TILE_ROWS, int THREADS> struct StageC
   const T *weights;
   // Of the rows of the input, in elements; the launcher makes sure that they fit.
   uint32_t input_offsets[TILE_ROWS / ROWS_APART];
+  uint32_t num_pairs;
   uint32_t in_features;
   uint32_t out_features;
   uint32_t feature_block;
 
   __device__ inline StageCopies(const ExpertProductParams &params, const ExpertWork &work)
       : input(static_cast<const T *>(params.input)), weights(expert_weights<T, PRODUCT>(params, work.expert)),
-        in_features(params.in_features), out_features(params.out_features), feature_block(work.feature_block) {
+        num_pairs(work.num_pairs), in_features(params.in_features), out_features(params.out_features),
+        feature_block(work.feature_block) {
 #pragma unroll
     for (int i = 0; i < TILE_ROWS / ROWS_APART; i++) {
       const T *row = pair_input<T, PRODUCT>(params, work, threadIdx.x / 8 + i * ROWS_APART);
@@ -55,7 +57,7 @@ template <typename T, Product PRODUCT, int TILE_ROWS, int THREADS> struct StageC
     uint32_t target = stage + row * STAGE_ROW_BYTES + (vector ^ row % 8) * 16;
 #pragma unroll
     for (int i = 0; i < TILE_ROWS / ROWS_APART; i++) {
-      copy_async(target, input + input_offsets[i] + valid_k, is_valid);
+      copy_async(target, input + input_offsets[i] + valid_k, is_valid && row + i * ROWS_APART < num_pairs);
       target += ROWS_APART * STAGE_ROW_BYTES;
     }
 #pragma unroll

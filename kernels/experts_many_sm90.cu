@@ -129,7 +129,7 @@ template <typename T, Product PRODUCT> struct Producer {
       uint32_t target = shared.inputs(stage) + row * PANEL_BYTES + (vector ^ row % 8) * 16;
 #pragma unroll
       for (int i = 0; i < VECTORS; i++) {
-        copy_async(target, source + offsets[i], is_valid);
+        copy_async(target, source + offsets[i], is_valid && row + i * ROWS_APART < work.num_pairs);
         target += ROWS_APART * PANEL_BYTES;
       }
       commit_copies();
