@@ -113,12 +113,15 @@ __device__ inline void multiply_many(const ExpertProductParams &params) {
     copy(run);
   }
   Quarter<T, TILE_ROWS> quarter = {};
+  const bool has_pairs = quarter.first_row() < work.num_pairs;
   for (uint32_t run = 0; run < num_runs; run++) {
     wait_copies<AHEAD - 1>();
     // Every thread's copies of this run are there, and every warp is done with the stage that is written next.
     __syncthreads();
     copy(run + AHEAD);
-    quarter.multiply_stage(stages + run % STAGES<TILE_ROWS> * Shape::STAGE_BYTES);
+    if (has_pairs) {
+      quarter.multiply_stage(stages + run % STAGES<TILE_ROWS> * Shape::STAGE_BYTES);
+    }
   }
   start_successor();
   wait_copies<0>();

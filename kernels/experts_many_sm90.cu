@@ -197,6 +197,14 @@ template <typename T, Product PRODUCT> struct Consumer {
     release(run - 1);
   }
 
+  // Lets a work pass that has no pairs for this consumer.
+  __device__ inline void skip() {
+    for (uint32_t k = 0; k < params.product.in_features; k += STAGE_K, run++) {
+      wait(shared.full(run % STAGES), run / STAGES % 2);
+      release(run);
+    }
+  }
+
   // Stores results, 16 features of two rows at a time. Neighbouring lanes exchange halves, so that a lane stores 4
   // features and four lanes a whole sector.
   __device__ inline void store(const ExpertWork &work, const float (&sums)[WEIGHT_ROWS / 2]) const {
@@ -245,8 +253,12 @@ template <typename T, Product PRODUCT> struct Consumer {
     Works works(params);
     float sums[WEIGHT_ROWS / 2];
     while (works.next()) {
-      multiply(sums);
-      store(works.work, sums);
+      if (first_row < works.work.num_pairs) {
+        multiply(sums);
+        store(works.work, sums);
+      } else {
+        skip();
+      }
     }
   }
 };

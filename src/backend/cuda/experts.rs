@@ -15,7 +15,7 @@ use crate::backend::{BackendResult, DType, ExpertLimits, ExpertWeighting, Mixtur
 
 const OPERATION: &str = "mix_experts";
 /// Most experts, whose counts lie in shared memory.
-const MAX_EXPERTS: usize = 1024;
+const MAX_EXPERTS: usize = 4096;
 /// Most experts of a row; a lane keeps each.
 const MAX_CHOSEN: usize = 32;
 /// About the most that the buffers of pairs take; more rows pass in several parts.
@@ -196,8 +196,10 @@ pub(super) struct Experts {
 impl Experts {
     pub(super) fn new(gpu: &Gpu, modules: &Modules) -> BackendResult<Experts> {
         let products = TILE_SHAPES.into_iter().map(|shape| Products::new(gpu, modules, shape));
+        let route = modules.kernel(gpu, "experts", "experts_route")?;
+        route.allow_shared_bytes(gpu, (4 * ROUTE_ROWS * MAX_EXPERTS) as u32)?;
         Ok(Experts {
-            route: modules.kernel(gpu, "experts", "experts_route")?,
+            route,
             order: modules.kernel(gpu, "experts", "experts_order")?,
             plan: modules.kernel(gpu, "experts", "experts_plan")?,
             combine: PerDType::try_new(|dtype| {
