@@ -8,7 +8,7 @@
 #include "activation.cuh"
 #include "common.cuh"
 
-// The pairs and tiles of an expert, told once for each of its tiles. The list ends with an entry of no tiles.
+// The pairs and tiles of an expert, told once for each of its tiles. Entries past the last tile have no tiles.
 struct alignas(16) ExpertTile {
   uint32_t expert;
   // Place of the expert's first tile in the list, and how many follow each other there.
