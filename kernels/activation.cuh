@@ -50,3 +50,42 @@ __device__ inline float activate(uint32_t function, float x) {
     return ReluSquared::apply(x);
   }
 }
+
+template <typename Function> __device__ inline void apply_each(float (&values)[8]) {
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    values[i] = Function::apply(values[i]);
+  }
+}
+
+// The same for 8 values, which choose the function once.
+__device__ inline void activate(uint32_t function, float (&values)[8]) {
+  switch (function) {
+  case 0:
+    return apply_each<Silu>(values);
+  case 1:
+    return apply_each<Gelu>(values);
+  case 2:
+    return apply_each<GeluTanh>(values);
+  case 3:
+    return apply_each<QuickGelu>(values);
+  case 4:
+    return apply_each<Relu>(values);
+  default:
+    return apply_each<ReluSquared>(values);
+  }
+}
+
+// The row of the weights that row `8 * part + row` of a product's tile stands for, where block `block` owns
+// WEIGHT_TILES tiles of 16. With a gate, whose rows are the first half of the weights, a tile has 8 of the gate's rows
+// and the other half's 8 of the same features. Rows past the end repeat the last.
+template <int WEIGHT_TILES, bool IS_GATED>
+__device__ inline uint64_t weight_row(uint32_t block, int part, uint32_t row, uint32_t out_features) {
+  const uint32_t last = out_features - 1;
+  if constexpr (IS_GATED) {
+    const uint32_t feature = block * 8 * WEIGHT_TILES + part / 2 * 8 + row;
+    return min(feature, last) + part % 2 * out_features;
+  } else {
+    return min(block * 16 * WEIGHT_TILES + part * 8 + row, last);
+  }
+}

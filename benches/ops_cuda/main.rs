@@ -2,9 +2,10 @@
 //! prints each as a share of what the card can do. Operations are launched one by one, so their figures include that;
 //! steps replay what was recorded, and print how long the device has nothing to compute between two of them.
 //!
-//! `cargo bench --bench ops_cuda`; arguments choose sections: `linear`, `decode`, `prompt`, `small`,
+//! `cargo bench --bench ops_cuda`; arguments choose sections: `linear`, `experts`, `decode`, `prompt`, `small`,
 //! `step`.
 
+mod experts;
 mod step;
 
 use std::time::Instant;
@@ -27,6 +28,9 @@ fn main() {
     println!("{}", Cuda::new(0).expect("a CUDA device").device_name());
     if wants("linear") {
         bench_linear();
+    }
+    if wants("experts") {
+        experts::bench();
     }
     if wants("decode") {
         bench_decode();

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use super::{
     Activate, AttentionShape, Backend, BackendError, BackendLimits, BackendResult, Batch, DType, Delta,
-    Embedding, Feature, Head, KvLayout, Mixture, Norm, QkvTransform, Sampled, Scoring, SlotState,
+    Embedding, ExpertLimits, Feature, Head, KvLayout, Mixture, Norm, QkvTransform, Sampled, Scoring,
+    SlotState,
 };
 use crate::error::Result;
 
@@ -242,6 +243,15 @@ impl<B: Backend> Backend for Faulty<B> {
         self.enter(Operation::Reserve)?;
         self.vocab_size = limits.vocab_size;
         self.inner.reserve(limits)
+    }
+
+    fn expert_workspace_bytes(&self, limits: &ExpertLimits) -> u64 {
+        self.inner.expert_workspace_bytes(limits)
+    }
+
+    fn reserve_experts(&mut self, limits: &ExpertLimits) -> BackendResult<()> {
+        self.enter(Operation::Reserve)?;
+        self.inner.reserve_experts(limits)
     }
 
     fn alloc(&mut self, dtype: DType, rows: usize, columns: usize) -> BackendResult<Self::Tensor> {

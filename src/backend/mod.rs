@@ -10,9 +10,9 @@ pub mod faulty;
 mod ops;
 
 pub use ops::{
-    Activate, Activation, Alibi, AttentionShape, Delta, Embedding, ExpertWeighting, Feature, Gating, Head,
-    Mixture, Norm, NormExtent, NormKind, QkNorm, QkvTransform, Rope, RopePairing, RouterScoring, Scoring,
-    SharedResult,
+    Activate, Activation, Alibi, AttentionShape, Delta, Embedding, ExpertLimits, ExpertWeighting, Feature,
+    Gating, Head, Mixture, Norm, NormExtent, NormKind, QkNorm, QkvTransform, Rope, RopePairing,
+    RouterScoring, Scoring, SharedResult,
 };
 use thiserror::Error;
 
@@ -303,6 +303,17 @@ pub trait Backend: Send + 'static {
     /// Reserves the workspace and the slots. Called once, before the first batch.
     fn reserve(&mut self, limits: &BackendLimits) -> BackendResult<()>;
 
+    /// Bytes that [`Backend::reserve_experts`] takes.
+    fn expert_workspace_bytes(&self, _limits: &ExpertLimits) -> u64 {
+        0
+    }
+
+    /// Reserves what [`Backend::mix_experts`] needs beside its arguments. Called once, after [`Backend::reserve`], for
+    /// models that have experts.
+    fn reserve_experts(&mut self, _limits: &ExpertLimits) -> BackendResult<()> {
+        Ok(())
+    }
+
     /// A tensor of `rows` by `columns` zeros.
     fn alloc(&mut self, dtype: DType, rows: usize, columns: usize) -> BackendResult<Self::Tensor>;
 
@@ -411,8 +422,8 @@ pub trait Backend: Send + 'static {
         rows: usize,
     ) -> BackendResult<()>;
 
-    /// `out[r] = weight · input[r]`. `weight` is `[out_features, in_features]`; sums are in f32. A bias is added
-    /// by the operation that follows.
+    /// `out[r] = weight · input[r]`. `weight` is `[out_features, in_features]`; sums are in f32, and `out` may be in
+    /// f32 where other activations are not. A bias is added by the operation that follows.
     fn linear(
         &mut self,
         input: &Self::Tensor,
@@ -477,7 +488,7 @@ pub trait Backend: Send + 'static {
     }
 
     /// `out[r]` = the sum of `weight(e) * expert_e(input[r])` over the experts that row `r` of `products`, the
-    /// router's `[rows, num_experts]`, chooses, plus the shared expert's result.
+    /// router's `[rows, num_experts]` in f32, chooses, plus the shared expert's result.
     /// A backend without [`Feature::Experts`] need not have it.
     fn mix_experts(
         &mut self,

@@ -293,6 +293,21 @@ pub enum ExpertWeighting {
     Normalized,
 }
 
+/// Sizes that [`super::Backend::reserve_experts`] reserves for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertLimits {
+    /// Largest number of rows.
+    pub max_tokens: usize,
+    /// Experts.
+    pub num_experts: usize,
+    /// Experts that a row passes.
+    pub num_chosen: usize,
+    /// Width of a row.
+    pub hidden: usize,
+    /// Width of an expert's MLP.
+    pub width: usize,
+}
+
 /// Parameters of [`super::Backend::mix_experts`].
 #[derive(Debug)]
 pub struct Mixture<'a, T> {
@@ -332,7 +347,7 @@ impl<T> Copy for Mixture<'_, T> {}
 pub struct SharedResult<'a, T> {
     /// `[rows, hidden]`.
     pub values: &'a T,
-    /// The logistic function of this product is a factor on a row, `[rows, 1]`.
+    /// The logistic function of this product is a factor on a row, `[rows, 1]`, in f32.
     pub gate: Option<&'a T>,
 }
 

@@ -102,6 +102,9 @@ impl<B: Backend> Decoder<B> {
         let activations = Activations::plan(&stored, &config.limits, activation_dtype)
             .try_map(|BufferShape { dtype, rows, columns }| backend.alloc(dtype, rows, columns))?;
         backend.reserve(&config.limits)?;
+        if let Some(limits) = memory::expert_limits(&stored, &config.limits) {
+            backend.reserve_experts(&limits)?;
+        }
         let model =
             LoadedModel { weights, rope_tables, kv_cache, activations, axes: Axes::new(spec, &stored) };
         let mut decoder = Self { backend, model };

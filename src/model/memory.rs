@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 
-use crate::backend::{Backend, BackendLimits, DType, KvLayout};
+use crate::backend::{Backend, BackendLimits, DType, ExpertLimits, KvLayout};
 use crate::error::{Error, Result};
 use crate::model::decoder::DecoderConfig;
 use crate::model::spec::{BlockShape, ModelSpec, Positions, SharedExpertGate};
@@ -58,7 +58,8 @@ pub fn memory_plan<B: Backend>(
             .iter()
             .try_fold(0u64, |sum, shape| sum.checked_add(shape.num_bytes()?))
             .ok_or_else(|| too_large("the longest context"))?,
-        workspace_bytes: backend.workspace_bytes(&config.limits),
+        workspace_bytes: backend.workspace_bytes(&config.limits)
+            + expert_limits(spec, &config.limits).map_or(0, |limits| backend.expert_workspace_bytes(&limits)),
     };
     [memory.kv_cache_bytes, memory.activations_bytes, memory.rope_table_bytes, memory.workspace_bytes]
         .iter()
@@ -87,6 +88,17 @@ pub(super) fn rope_tables(spec: &ModelSpec, config: &DecoderConfig) -> Vec<Buffe
     let Positions::Rope { rotary_dim, local, .. } = &spec.positions else { return Vec::new() };
     let table = BufferShape { dtype: DType::F32, rows: config.max_model_len, columns: *rotary_dim };
     vec![table; 1 + usize::from(local.is_some())]
+}
+
+/// What a backend reserves for the experts of `spec`, where it has some.
+pub(super) fn expert_limits(spec: &ModelSpec, limits: &BackendLimits) -> Option<ExpertLimits> {
+    spec.experts.as_ref().map(|experts| ExpertLimits {
+        max_tokens: limits.max_tokens,
+        num_experts: experts.num_experts,
+        num_chosen: experts.num_chosen,
+        hidden: spec.hidden_size,
+        width: experts.intermediate_size,
+    })
 }
 
 /// Buffers between operations, one row per token: shapes before loading, tensors after it.
@@ -124,7 +136,7 @@ pub(super) struct MlpBuffers<T> {
 /// Around a mixture of experts.
 #[derive(Debug)]
 pub(super) struct ExpertBuffers<T> {
-    /// The router's products, `[tokens, num_experts]`.
+    /// The router's products, `[tokens, num_experts]`, in f32: which experts are near does not hang on rounding.
     pub(super) products: T,
     /// Of the expert that all tokens pass.
     pub(super) shared: Option<SharedBuffers<T>>,
@@ -136,7 +148,7 @@ pub(super) struct SharedBuffers<T> {
     pub(super) mlp: MlpBuffers<T>,
     /// Its result, `[tokens, hidden_size]`.
     pub(super) result: T,
-    /// Its gate, `[tokens, 1]`.
+    /// Its gate, `[tokens, 1]`, in f32.
     pub(super) gate: Option<T>,
 }
 
@@ -164,6 +176,7 @@ impl<T> ExpertBuffers<T> {
 impl Activations<BufferShape> {
     pub(super) fn plan(spec: &ModelSpec, limits: &BackendLimits, dtype: DType) -> Self {
         let tokens = |columns| BufferShape { dtype, rows: limits.max_tokens, columns };
+        let single = |columns| BufferShape { dtype: DType::F32, ..tokens(columns) };
         let mlp =
             |width| MlpBuffers { up: tokens(spec.mlp.gating().input_width(width)), activated: tokens(width) };
         let is_parallel = matches!(spec.block, BlockShape::Parallel | BlockShape::ParallelTwoNorms);
@@ -174,11 +187,11 @@ impl Activations<BufferShape> {
             attention: tokens(spec.heads.query_width()),
             mlp: spec.weights.mlp.as_ref().map(|_| mlp(spec.intermediate_size)),
             experts: spec.experts.as_ref().map(|experts| ExpertBuffers {
-                products: tokens(experts.num_experts),
+                products: single(experts.num_experts),
                 shared: experts.shared.map(|shared| SharedBuffers {
                     mlp: mlp(shared.intermediate_size),
                     result: tokens(spec.hidden_size),
-                    gate: (shared.gate == SharedExpertGate::Sigmoid).then(|| tokens(1)),
+                    gate: (shared.gate == SharedExpertGate::Sigmoid).then(|| single(1)),
                 }),
             }),
             attention_delta: tokens(spec.hidden_size),

@@ -13,12 +13,12 @@ use safetensors::tensor::{Dtype, TensorView};
 
 use crate::rig::*;
 
-const VOCAB: usize = 1000;
-const HIDDEN: usize = 256;
+pub const VOCAB: usize = 1000;
+pub const HIDDEN: usize = 256;
 const INTERMEDIATE: usize = 512;
-const LAYERS: usize = 3;
-const HEADS: (usize, usize) = (4, 2);
-const HEAD_DIM: usize = 64;
+pub const LAYERS: usize = 3;
+pub const HEADS: (usize, usize) = (4, 2);
+pub const HEAD_DIM: usize = 64;
 
 /// Writes a checkpoint of random weights with Hugging Face's names.
 fn write_checkpoint(folder: &Path) {
@@ -80,7 +80,7 @@ fn decoder<B: Backend>(backend: B, spec: &ModelSpec, checkpoint: &Checkpoint, dt
 }
 
 /// Prompts whole and in chunks, then decodes, then both.
-fn batches(random: &mut Random) -> Vec<Batch> {
+pub fn batches(random: &mut Random) -> Vec<Batch> {
     let mut tokens = |count: usize| -> Vec<u32> { (0..count).map(|_| random.below(VOCAB) as u32).collect() };
     let row = |slot: u32, tokens: Vec<u32>, past: usize| BatchRow {
         slot,
@@ -97,7 +97,7 @@ fn batches(random: &mut Random) -> Vec<Batch> {
 }
 
 /// Many short prompts, then their decodes beside a longer prompt.
-fn crowded_batches(random: &mut Random) -> Vec<Batch> {
+pub fn crowded_batches(random: &mut Random) -> Vec<Batch> {
     let mut row = |slot: u32, count: usize, past: usize| BatchRow {
         slot,
         tokens: (0..count).map(|_| random.below(VOCAB) as u32).collect(),
@@ -112,7 +112,7 @@ fn crowded_batches(random: &mut Random) -> Vec<Batch> {
     [prompts, mixed, decodes].map(|rows| batch(&rows, &all(&rows))).into()
 }
 
-fn compare_logits(checkpoint: &Checkpoint, dtype: DType, batches: &[Batch]) {
+pub fn compare_logits(checkpoint: &Checkpoint, dtype: DType, batches: &[Batch]) {
     let spec = load_spec(checkpoint).unwrap();
     let mut on_cpu = decoder(cpu(), &spec, checkpoint, dtype);
     let mut on_gpu = decoder(gpu(), &spec, checkpoint, dtype);

@@ -8,6 +8,7 @@ mod blocks;
 mod cases;
 mod decoder;
 mod engine;
+mod experts;
 mod families;
 mod lifecycle;
 mod ops;

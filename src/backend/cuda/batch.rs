@@ -305,6 +305,12 @@ impl StepState {
         self.target_items
     }
 
+    /// The header of the batch that a recorded step will run, which may have fewer tokens than the step, or 0 where
+    /// operations run on the loaded batch.
+    pub(super) fn recorded_header(&self) -> DevicePtr {
+        if self.is_recording { self.arrays.header } else { 0 }
+    }
+
     /// The cache that batches are checked for.
     pub(super) fn kv_layout(&self) -> Option<&KvLayout> {
         self.kv_layout.as_ref()

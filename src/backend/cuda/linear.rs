@@ -74,11 +74,9 @@ pub(super) struct FusedActivation {
     pub(super) bias: DevicePtr,
 }
 
-impl FusedActivation {
-    /// The function's number in kernels.
-    pub(super) fn function_number(&self) -> u32 {
-        Activation::ALL.iter().position(|&other| other == self.function).unwrap_or_default() as u32
-    }
+/// A function as `activate` in `kernels/activation.cuh` takes it.
+pub(super) fn activation_number(function: Activation) -> u32 {
+    Activation::ALL.iter().position(|&other| other == function).unwrap_or_default() as u32
 }
 
 /// A way to multiply many rows.
@@ -225,7 +223,7 @@ fn run_skinny(
         rows: shape.rows as u32,
         in_features: to_u32(check.operation, shape.in_features)?,
         out_features: to_u32(check.operation, shape.out_features)?,
-        function: activation.map_or(0, |activation| activation.function_number()),
+        function: activation.map_or(0, |activation| activation_number(activation.function)),
         bias: activation.map_or(0, |activation| activation.bias),
     };
     let blocks = to_u32(check.operation, shape.out_features.div_ceil(features))?;

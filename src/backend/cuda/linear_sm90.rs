@@ -2,7 +2,7 @@
 
 use super::cublas::{Operands, ProductShape};
 use super::driver::{BoxedMatrix, DevicePtr, Gpu, Kernel, Launch, Params, TensorMap};
-use super::linear::FusedActivation;
+use super::linear::{FusedActivation, activation_number};
 use super::modules::{Modules, PerDType};
 use super::tensor::{Checker, to_u32};
 use crate::backend::{BackendResult, Gating};
@@ -120,7 +120,7 @@ impl HopperLinear {
             // A gate's rows and the others are counted in 32 bits together.
             out_features: to_u32(check.operation, weight_rows)
                 .map(|rows| rows / (columns / out_columns) as u32)?,
-            function: activation.map_or(0, |activation| activation.function_number()),
+            function: activation.map_or(0, |activation| activation_number(activation.function)),
             reserved: [0; 24],
         };
         let num_pairs = shape.rows.div_ceil(CLUSTER * TILE_ROWS) * shape.out_features.div_ceil(out_columns);

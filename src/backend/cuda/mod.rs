@@ -13,6 +13,7 @@ mod batch;
 mod cublas;
 mod driver;
 mod embed;
+mod experts;
 mod gaps;
 mod graph;
 mod history;
@@ -40,6 +41,7 @@ use self::batch::{LaunchSizes, StepState};
 use self::cublas::{CublasLt, Operands, ProductShape};
 use self::driver::{DevicePtr, Gpu};
 use self::embed::Embed;
+use self::experts::{Experts, MixExperts};
 use self::gaps::Gaps;
 use self::graph::{Crossings, Graphs};
 use self::linear::{FusedActivation, Linear};
@@ -52,7 +54,8 @@ use self::staging::Staging;
 use self::tensor::{Checker, to_u32};
 use super::{
     Activate, Alibi, AttentionShape, Backend, BackendError, BackendLimits, BackendResult, Batch, DType,
-    Delta, Embedding, Feature, Head, KvLayout, Norm, QkvTransform, Sampled, Scoring, SlotState,
+    Delta, Embedding, ExpertLimits, Feature, Head, KvLayout, Mixture, Norm, QkvTransform, Sampled, Scoring,
+    SlotState,
 };
 use crate::error::{Error, Result, Status};
 
@@ -109,6 +112,7 @@ struct Kernels {
     attention: Attention,
     activations: Activations,
     linear: Linear,
+    experts: Experts,
 }
 
 impl Kernels {
@@ -120,6 +124,7 @@ impl Kernels {
             attention: Attention::new(gpu, modules)?,
             activations: Activations::new(gpu, modules)?,
             linear: Linear::new(gpu, modules, cublas)?,
+            experts: Experts::new(gpu, modules)?,
         })
     }
 }
@@ -226,8 +231,8 @@ impl Backend for Cuda {
 
     fn supports(&self, feature: Feature) -> bool {
         match feature {
-            Feature::Experts => false,
-            Feature::ScoreSoftCap | Feature::Alibi | Feature::Window | Feature::QkNorm => true,
+            Feature::ScoreSoftCap | Feature::Alibi | Feature::Window => true,
+            Feature::QkNorm | Feature::Experts => true,
             Feature::HeadDim(head_dim) => attention::HEAD_DIMS.contains(&head_dim),
             Feature::Width(width) => width.is_multiple_of(tensor::VECTOR_ELEMENTS),
         }
@@ -273,6 +278,15 @@ impl Backend for Cuda {
         let crossings = Crossings::new(gpu)?;
         self.state = Some(Reserved { step, sampler, scratch, crossings });
         Ok(())
+    }
+
+    fn expert_workspace_bytes(&self, limits: &ExpertLimits) -> u64 {
+        experts::device_bytes(limits)
+    }
+
+    fn reserve_experts(&mut self, limits: &ExpertLimits) -> BackendResult<()> {
+        let check = self.checker("reserve_experts");
+        self.kernels.experts.reserve(&self.gpu, check, &mut self.arena, limits)
     }
 
     fn alloc(&mut self, dtype: DType, rows: usize, columns: usize) -> BackendResult<Tensor> {
@@ -460,7 +474,8 @@ impl Backend for Cuda {
         check.vectors("weight", weight)?;
         check.tensor("weight", weight, weight.dtype(), 0, weight.columns())?;
         check.tensor("input", input, weight.dtype(), rows, weight.columns())?;
-        check.tensor("out", out, weight.dtype(), rows, weight.rows())?;
+        let out_dtype = if out.dtype() == DType::F32 { DType::F32 } else { weight.dtype() };
+        check.tensor("out", out, out_dtype, rows, weight.rows())?;
         let shape = ProductShape {
             rows,
             out_features: weight.rows(),
@@ -580,6 +595,19 @@ impl Backend for Cuda {
         batch.is_all_sampled = true;
         batch.launch.tokens = sampled;
         Ok(sampled)
+    }
+
+    fn mix_experts(
+        &mut self,
+        input: &Tensor,
+        products: &Tensor,
+        mixture: &Mixture<'_, Tensor>,
+        out: &mut Tensor,
+        rows: usize,
+    ) -> BackendResult<()> {
+        let (check, gpu, reserved, kernels) = self.reserved("mix_experts")?;
+        let header = reserved.step.recorded_header();
+        kernels.experts.run(gpu, check, MixExperts { input, products, mixture, out, rows, header })
     }
 
     fn logits(&mut self, hidden: &Tensor, head: &Head<'_, Tensor>, out: &mut Tensor) -> BackendResult<()> {

@@ -11,7 +11,7 @@ use crate::model::TensorParallelGap;
 use crate::model::spec::{ModelSpec, Positions};
 
 /// What [`crate::backend::Backend::supports`] denies on CUDA.
-const CUDA_LACKS: [Feature; 1] = [Feature::Experts];
+const CUDA_LACKS: [Feature; 0] = [];
 
 const BEGIN: &str =
     "<!-- Table of families, written by INFLIGHT_REGENERATE=1 cargo test --lib families_table -->\n";
