@@ -1,6 +1,7 @@
 //! Chat templates and messages: the input is a template, a zero byte, and a JSON array of messages.
 #![no_main]
 
+use inflight::Error;
 use inflight::format::Checkpoint;
 use inflight::token::Tokenizer;
 use inflight_fuzz::{CONFIG, TOKENIZER, with_files};
@@ -19,7 +20,13 @@ fuzz_target!(|input: &[u8]| {
         let Ok(tokenizer) = Tokenizer::load(&checkpoint) else { return };
         for messages in [messages, MESSAGES] {
             let _ = tokenizer.apply_chat_template(messages, true);
-            let _ = tokenizer.encode_chat(messages);
+            // As an engine does with a context of 4096 tokens.
+            let _ = tokenizer.encode_chat_if(messages, |text_bytes| {
+                match text_bytes <= tokenizer.text_bytes_max(4096) {
+                    true => Ok(()),
+                    false => Err(Error::invalid_argument("the prompt is too long")),
+                }
+            });
         }
     });
 });

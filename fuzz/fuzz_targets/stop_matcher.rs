@@ -12,7 +12,10 @@ fuzz_target!(|input: (Vec<String>, Vec<u8>)| {
     let mut decoder = StreamDecoder::new(&tokenizer, DecodeOptions { skip_special: true, continues: true });
     let (mut text, mut emitted, mut matched) = (String::new(), String::new(), None);
     for byte in bytes.iter().map(|&byte| Some(u32::from(byte))).chain([None]) {
-        let piece = byte.map_or_else(|| decoder.finish(), |id| decoder.push(id));
+        let piece = match byte {
+            Some(id) => decoder.push(id),
+            None => decoder.finish(),
+        };
         text.push_str(&piece);
         let outcome = matcher.push(&piece);
         emitted.push_str(&outcome.emit);

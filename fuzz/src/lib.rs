@@ -1,6 +1,7 @@
 //! What the fuzz targets share: a model on disk, as the loaders take paths.
 
 use std::path::Path;
+use std::sync::Once;
 
 use inflight::format::Checkpoint;
 use inflight::model::load_spec;
@@ -11,8 +12,12 @@ pub const TOKENIZER: &str = include_str!("tokenizer.json");
 /// A model of two layers.
 pub const CONFIG: &str = include_str!("../../tests/golden/llama_tiny_gqa_tied/config.json");
 
-/// Writes the files of a model and calls `work` with its directory.
+/// Writes the files of a model and calls `work` with its directory. A panic that the library contains is no finding;
+/// one that gets out of `work` ends the fuzzer.
 pub fn with_files(files: &[(&str, &[u8])], work: impl FnOnce(&Path)) {
+    static DEFAULT_HOOK: Once = Once::new();
+    // libFuzzer's own hook would abort at either.
+    DEFAULT_HOOK.call_once(|| drop(std::panic::take_hook()));
     let directory = tempfile::tempdir().expect("a temporary directory");
     for (name, content) in files {
         std::fs::write(directory.path().join(name), content).expect("a temporary file");
