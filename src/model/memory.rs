@@ -59,7 +59,8 @@ pub fn memory_plan<B: Backend>(
             .try_fold(0u64, |sum, shape| sum.checked_add(shape.num_bytes()?))
             .ok_or_else(|| too_large("the longest context"))?,
         workspace_bytes: backend.workspace_bytes(&config.limits)
-            + expert_limits(spec, &config.limits).map_or(0, |limits| backend.expert_workspace_bytes(&limits)),
+            + expert_limits(&stored, &config.limits)
+                .map_or(0, |limits| backend.expert_workspace_bytes(&limits)),
     };
     [memory.kv_cache_bytes, memory.activations_bytes, memory.rope_table_bytes, memory.workspace_bytes]
         .iter()

@@ -27,16 +27,7 @@ impl ModelSpec {
             ("heads.head_dim", self.heads.head_dim, Feature::HeadDim(head_dim)),
             ("hidden_size", self.hidden_size, Feature::Width(self.hidden_size)),
         ];
-        let experts = self.experts.as_ref();
-        let expert_sizes = [
-            ("experts.intermediate_size", experts.map(|experts| experts.intermediate_size)),
-            ("experts.shared.intermediate_size", experts.and_then(|e| Some(e.shared?.intermediate_size))),
-        ];
-        let expert_sizes = expert_sizes.into_iter().filter_map(|(field, size)| {
-            let size = size?;
-            Some((field, size, Feature::Width(size)))
-        });
-        for (field, size, feature) in sizes.into_iter().chain(expert_sizes) {
+        for (field, size, feature) in sizes {
             if !backend.supports(feature) {
                 let message = format!("{size} is not supported on this device; use device cpu");
                 return Err(ModelError::unsupported(field, message));

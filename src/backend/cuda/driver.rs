@@ -13,6 +13,11 @@ use crate::error::{Error, Result, Status};
 /// Address in the device's memory.
 pub(super) type DevicePtr = sys::CUdeviceptr;
 
+/// Part of a multiprocessor's memory that is shared memory while branches run at the same time. Kernels of different
+/// parts do not run beside each other on one, and this one has room for a block of decode attention; the rest is
+/// first-level cache, which products of few rows need.
+const FORKED_CARVEOUT_PERCENT: u32 = 40;
+
 /// Oldest driver that runs this build's CUDA version, 13.0.
 const MIN_DRIVER_VERSION: c_int = 13_000;
 
@@ -26,6 +31,8 @@ pub(super) struct Gpu {
     side_stream: sys::CUstream,
     /// Whether the next kernel must not overlap its predecessor, because streams have just met.
     is_crossing: Cell<bool>,
+    /// Whether operations belong to branches of a fork.
+    is_forked: Cell<bool>,
     num_multiprocessors: u32,
     /// Major and minor compute capability.
     compute_capability: (u32, u32),
@@ -81,6 +88,7 @@ impl Gpu {
             main_stream: stream,
             side_stream: stream,
             is_crossing: Cell::new(false),
+            is_forked: Cell::new(false),
             num_multiprocessors: 0,
             compute_capability: (0, 0),
             is_lost: Cell::new(false),
@@ -132,6 +140,12 @@ impl Gpu {
     pub(super) fn leave_branch(&self) {
         self.stream.set(self.main_stream);
         self.is_crossing.set(false);
+        self.is_forked.set(false);
+    }
+
+    /// Operations from here on, or no longer, belong to branches that run at the same time.
+    pub(super) fn set_forked(&self, is_forked: bool) {
+        self.is_forked.set(is_forked);
     }
 
     /// Lets the second stream go on from here, or the first where `is_joining`, after the other's work so far, and
@@ -210,13 +224,21 @@ impl Gpu {
             return Ok(());
         }
         let mut arguments = [ptr::from_ref(params).cast_mut().cast::<c_void>()];
-        let mut overlap = sys::CUlaunchAttribute {
+        let overlap = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
             value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
         };
+        let carveout = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { sharedMemCarveout: FORKED_CARVEOUT_PERCENT },
+        };
         let is_crossing = self.is_crossing.replace(false);
         let overlaps = shape.overlaps && !is_crossing && self.compute_capability.0 >= 9;
+        let mut attributes = [carveout, overlap];
+        let attributes = &mut attributes[usize::from(!self.is_forked.get())..];
+        let num_attributes = attributes.len() - usize::from(!overlaps);
         let config = sys::CUlaunchConfig {
             gridDimX: x,
             gridDimY: y,
@@ -226,12 +248,12 @@ impl Gpu {
             blockDimZ: 1,
             sharedMemBytes: shape.shared_bytes,
             hStream: self.stream(),
-            attrs: &mut overlap,
-            numAttrs: u32::from(overlaps),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: num_attributes as u32,
         };
         // SAFETY: the kernel takes one parameter, a struct whose layout `P` mirrors (`Params`), and the driver
-        // copies it before it returns. What the struct points to was checked by the launcher. The attribute
-        // lives through the call.
+        // copies it before it returns. What the struct points to was checked by the launcher. The attributes
+        // live through the call.
         let result = unsafe {
             sys::cuLaunchKernelEx(&config, kernel.function, arguments.as_mut_ptr(), ptr::null_mut())
         };

@@ -76,6 +76,7 @@ impl Crossings {
     }
 
     pub(super) fn fork(&self, gpu: &Gpu) -> BackendResult<()> {
+        gpu.set_forked(true);
         self.parted.record(gpu)
     }
 
@@ -84,6 +85,7 @@ impl Crossings {
     }
 
     pub(super) fn join(&self, gpu: &Gpu) -> BackendResult<()> {
+        gpu.set_forked(false);
         self.met.record(gpu)?;
         gpu.cross(&self.met, true)
     }

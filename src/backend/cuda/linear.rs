@@ -7,7 +7,7 @@ use super::cublas::{CublasLt, Operands, ProductShape};
 use super::driver::{DevicePtr, Event, Gpu, Kernel, Launch, Params};
 use super::linear_sm90::{HopperLinear, TILE_COLUMNS};
 use super::modules::{Modules, PerDType};
-use super::tensor::{Checker, VECTOR_ELEMENTS, to_u32};
+use super::tensor::{Checker, Tensor, VECTOR_ELEMENTS, to_u32};
 use crate::backend::{Activation, BackendResult, DType, Gating};
 
 /// Most rows that the own kernels take.
@@ -63,6 +63,29 @@ impl Skinny {
             gated: kernels("gated", "")?,
         })
     }
+}
+
+/// The product of `rows` rows of tensors, which are checked; the weights have `weight_rows` rows, and `out` is of
+/// their type or single precision.
+pub(super) fn product(
+    check: Checker,
+    (input, weight, out): (&Tensor, &Tensor, &Tensor),
+    rows: usize,
+    weight_rows: usize,
+) -> BackendResult<(ProductShape, Operands)> {
+    check.vectors("weight", weight)?;
+    check.tensor("weight", weight, weight.dtype(), weight_rows, weight.columns())?;
+    check.tensor("input", input, weight.dtype(), rows, weight.columns())?;
+    let out_dtype = if out.dtype() == DType::F32 { DType::F32 } else { weight.dtype() };
+    check.tensor("out", out, out_dtype, rows, out.columns())?;
+    let shape = ProductShape {
+        rows,
+        out_features: out.columns(),
+        in_features: weight.columns(),
+        dtype: weight.dtype(),
+        out_dtype,
+    };
+    Ok((shape, Operands { input: input.data, weight: weight.data, out: out.data }))
 }
 
 /// An activation that a product applies to its results.

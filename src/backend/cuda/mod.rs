@@ -19,6 +19,7 @@ mod graph;
 mod history;
 mod linear;
 mod linear_sm90;
+mod logits;
 mod memory;
 mod modules;
 mod norm;
@@ -37,7 +38,7 @@ pub use tensor::{KvCache, Tensor};
 
 use self::activation::Activations;
 use self::attention::{Attention, AttentionCall, DeviceScoring};
-use self::batch::{LaunchSizes, StepState};
+use self::batch::StepState;
 use self::cublas::{CublasLt, Operands, ProductShape};
 use self::driver::{DevicePtr, Gpu};
 use self::embed::Embed;
@@ -471,19 +472,8 @@ impl Backend for Cuda {
         rows: usize,
     ) -> BackendResult<()> {
         let check = self.checker("linear");
-        check.vectors("weight", weight)?;
-        check.tensor("weight", weight, weight.dtype(), 0, weight.columns())?;
-        check.tensor("input", input, weight.dtype(), rows, weight.columns())?;
-        let out_dtype = if out.dtype() == DType::F32 { DType::F32 } else { weight.dtype() };
-        check.tensor("out", out, out_dtype, rows, weight.rows())?;
-        let shape = ProductShape {
-            rows,
-            out_features: weight.rows(),
-            in_features: weight.columns(),
-            dtype: weight.dtype(),
-            out_dtype: out.dtype(),
-        };
-        let operands = Operands { input: input.data, weight: weight.data, out: out.data };
+        check.tensor("out", out, out.dtype(), rows, weight.rows())?;
+        let (shape, operands) = linear::product(check, (input, weight, out), rows, weight.rows())?;
         self.kernels.linear.run(&self.gpu, check, shape, operands)
     }
 
@@ -542,20 +532,9 @@ impl Backend for Cuda {
     ) -> BackendResult<()> {
         let check = self.checker("linear_activate");
         let width = activate.gating.input_width(out.columns());
-        check.vectors("weight", weight)?;
         check.vectors("out", out)?;
-        check.tensor("weight", weight, weight.dtype(), width, weight.columns())?;
-        check.tensor("input", input, weight.dtype(), rows, weight.columns())?;
         check.tensor("projected", projected, weight.dtype(), rows, width)?;
-        check.tensor("out", out, weight.dtype(), rows, out.columns())?;
-        let shape = ProductShape {
-            rows,
-            out_features: out.columns(),
-            in_features: weight.columns(),
-            dtype: weight.dtype(),
-            out_dtype: out.dtype(),
-        };
-        let operands = Operands { input: input.data, weight: weight.data, out: out.data };
+        let (shape, operands) = linear::product(check, (input, weight, out), rows, width)?;
         let bias = check.optional_row("bias", activate.bias, width)?;
         let Activate { function, gating, .. } = *activate;
         let activation = FusedActivation { function, gating, bias };
@@ -569,32 +548,7 @@ impl Backend for Cuda {
 
     fn keep_sampled(&mut self, tensors: &mut [&mut Tensor], rows: usize) -> BackendResult<usize> {
         let (check, gpu, reserved, kernels) = self.reserved("keep_sampled")?;
-        if reserved.step.batch.is_all_sampled {
-            return Ok(rows);
-        }
-        let LaunchSizes { tokens, sampled, .. } = reserved.step.batch.launch;
-        for tensor in tensors {
-            check.vectors("tensor", tensor)?;
-            check.tensor("tensor", tensor, tensor.dtype(), tokens, tensor.columns())?;
-            let rows_max = SCRATCH_BYTES as usize / tensor.row_bytes();
-            check.require(rows_max > 0, || format!("a row of {} is too wide", tensor.columns()))?;
-            // By way of other memory, since rows move all at once; later ones come from behind those that they replace.
-            for first in (0..sampled).step_by(rows_max) {
-                let count = rows_max.min(sampled - first);
-                kernels.embed.gather_sampled(
-                    gpu,
-                    &reserved.step,
-                    tensor,
-                    reserved.scratch,
-                    (first, count),
-                )?;
-                gpu.copy(tensor.row(first), reserved.scratch, (count * tensor.row_bytes()) as u64)?;
-            }
-        }
-        let batch = &mut reserved.step.batch;
-        batch.is_all_sampled = true;
-        batch.launch.tokens = sampled;
-        Ok(sampled)
+        kernels.keep_sampled(gpu, check, reserved, tensors, rows)
     }
 
     fn mix_experts(
@@ -612,37 +566,7 @@ impl Backend for Cuda {
 
     fn logits(&mut self, hidden: &Tensor, head: &Head<'_, Tensor>, out: &mut Tensor) -> BackendResult<()> {
         let (check, gpu, reserved, kernels) = self.reserved("logits")?;
-        let batch = &reserved.step.batch;
-        let num_sampled = batch.launch.sampled;
-        let weight = head.weight;
-        check.vectors("head", weight)?;
-        check.tensor("head", weight, hidden.dtype(), 0, hidden.columns())?;
-        check.tensor("hidden", hidden, weight.dtype(), batch.launch.tokens, weight.columns())?;
-        check.tensor("out", out, DType::F32, num_sampled, weight.rows())?;
-        let shape = |rows: usize| ProductShape {
-            rows,
-            out_features: weight.rows(),
-            in_features: weight.columns(),
-            dtype: weight.dtype(),
-            out_dtype: DType::F32,
-        };
-        if batch.is_all_sampled {
-            let operands = Operands { input: hidden.data, weight: weight.data, out: out.data };
-            kernels.linear.run(gpu, check, shape(num_sampled), operands)?;
-        } else {
-            let rows_max = SCRATCH_BYTES as usize / hidden.row_bytes();
-            check.require(rows_max > 0, || format!("a row of {} is too wide", hidden.columns()))?;
-            for first in (0..num_sampled).step_by(rows_max) {
-                let rows = rows_max.min(num_sampled - first);
-                kernels.embed.gather_sampled(gpu, &reserved.step, hidden, reserved.scratch, (first, rows))?;
-                let operands = Operands { input: reserved.scratch, weight: weight.data, out: out.row(first) };
-                kernels.linear.run(gpu, check, shape(rows), operands)?;
-            }
-        }
-        match head.is_plain() {
-            true => Ok(()),
-            false => kernels.embed.finish_logits(gpu, check, head, out, num_sampled),
-        }
+        kernels.logits(gpu, check, reserved, hidden, (head, out))
     }
 
     fn sample(&mut self, logits: &Tensor) -> BackendResult<()> {

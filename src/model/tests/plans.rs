@@ -188,6 +188,12 @@ impl Backend for Recorder {
         self.line(line)
     }
 
+    fn keep_sampled(&mut self, tensors: &mut [&mut String], rows: usize) -> BackendResult<usize> {
+        let names: Vec<&str> = tensors.iter().map(|name| name.as_str()).collect();
+        self.line(format!("keep_sampled {}", names.join(", ")))?;
+        Ok(rows)
+    }
+
     fn activate(
         &mut self,
         input: &String,
