@@ -4,7 +4,8 @@ A directory has config.json and model.safetensors as the family's published chec
 names of the time of their release, where transformers writes others today), golden.json with a prompt and its greedy
 continuation, and logits.bin with the logits of each prompt position (f32, little-endian, [position][vocabulary]), by
 transformers in float32 with eager attention on the CPU. Weights are random and exact in bfloat16, biases and norms
-too, so that a tensor that is left out changes the logits.
+too, so that a tensor that is left out changes the logits. golden.json also has `bf16_error`, how far transformers' own
+logits are off when it computes the same in bfloat16.
 
 transformers has no class for some families that are published with code of their own. They are computed as what they
 equal: InternLM2, DeepSeek's dense models and Baichuan with rotary positions are Llama with fused or renamed tensors;
@@ -14,6 +15,7 @@ Baichuan 2's head is Llama's with rows of length one; ChatGLM 2 and 3 are GLM wi
 usage: make_tiny_checkpoints.py [FAMILY ...]; needs the packages torch, transformers and safetensors.
 """
 
+import copy
 import dataclasses
 import json
 import math
@@ -231,7 +233,7 @@ def normalise_head(model):
 class NoRotation(torch.nn.Module):
     def forward(self, hidden, position_ids):
         size = (1, hidden.shape[1], 8)
-        return torch.ones(size), torch.zeros(size)
+        return torch.ones(size, dtype=hidden.dtype), torch.zeros(size, dtype=hidden.dtype)
 
 
 def without_rotation(model):
@@ -671,8 +673,23 @@ def randomise(model, family):
 
 
 def logits_of(model, family, token_ids):
-    mask = None if family.mask is None else family.mask(len(token_ids))[None]
+    mask = None if family.mask is None else family.mask(len(token_ids))[None].to(model.dtype)
     return model(torch.tensor([token_ids]), attention_mask=mask, use_cache=False).logits[0]
+
+
+def bf16_error(model, family, prompt, logits):
+    """The worst error of a logit in bfloat16 over the largest one of its position, to two digits.
+
+    Only parameters are rounded, as when transformers loads a checkpoint in bfloat16: rounded frequencies of RoPE, which
+    `model.bfloat16()` leaves, are no part of it.
+    """
+    model = copy.deepcopy(model)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16()
+    # Products over all experts at once, the default, ask for rows of multiples of 16 bytes.
+    model.set_experts_implementation("eager")
+    differences = (logits_of(model, family, prompt).float() - logits).abs()
+    return float(f"{(differences.amax(-1) / logits.abs().amax(-1)).max():.1e}")
 
 
 def router_gap(model, family, prompt):
@@ -727,6 +744,7 @@ def write_golden(directory, model, family, prompt):
         prompt_ids=prompt,
         continuation_ids=token_ids[PROMPT_LEN:],
         continuation_gaps=gaps,
+        bf16_error=bf16_error(model, family, prompt, logits),
     )
     (directory / "golden.json").write_text(json.dumps(golden) + "\n")
     (directory / "logits.bin").write_bytes(logits.numpy().astype("<f4").tobytes())

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::cases::{CASES, Case, GGUF_CASES};
+use super::cases::{BF16_TOLERANCE, CASES, Case, GGUF_CASES};
 use crate::backend::Feature;
 use crate::model::TensorParallelGap;
 use crate::model::spec::{ModelSpec, Positions};
@@ -114,6 +114,29 @@ fn every_case_stands_in_a_row() {
     files.retain(|file| *file != LLAMA_GGUF);
     files.sort_unstable();
     assert_eq!(files, GGUF_CASES);
+}
+
+/// How many cases are held to transformers' own error in bf16, and between which errors.
+#[test]
+fn the_readme_says_how_many_cases_may_be_off_further() {
+    let checkpoints = CASES.map(|name| Case::open(name).unwrap().bf16_tolerance());
+    let files = GGUF_CASES.map(|name| Case::open_gguf(name).unwrap().bf16_tolerance());
+    let wider = |tolerances: &[f32]| tolerances.iter().filter(|&&error| error > BF16_TOLERANCE).count();
+    let mut errors = [&checkpoints[..], &files].concat();
+    errors.retain(|&error| error > BF16_TOLERANCE);
+    errors.sort_by(f32::total_cmp);
+    let sentence = format!(
+        "{} of {} checkpoints and {} of {} GGUF files ({:.1e} to {:.1e})",
+        wider(&checkpoints),
+        CASES.len(),
+        wider(&files),
+        GGUF_CASES.len(),
+        errors[0],
+        errors[errors.len() - 1],
+    );
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let readme = readme.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(readme.contains(&sentence), "README.md does not say {sentence:?}");
 }
 
 #[test]
