@@ -150,9 +150,9 @@ impl Case {
         Ok(case)
     }
 
-    /// Error of a logit over the largest one that is allowed where activations are bf16 too: what is asked for or, where
-    /// that is more, a quarter more than what transformers makes in bf16, since sums in another order round otherwise.
-    /// That has in it what its routers choose otherwise by rounding.
+    /// Error of a logit over the largest one that is allowed where activations are bf16 too: what is asked for or,
+    /// where that is more, a quarter more than what transformers makes in bf16, since sums in another order round
+    /// otherwise. That has in it what its routers choose otherwise by rounding.
     pub fn bf16_tolerance(&self) -> f32 {
         BF16_TOLERANCE.max(1.25 * self.bf16_error)
     }

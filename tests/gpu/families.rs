@@ -1,6 +1,6 @@
-//! Every family's tiny checkpoint and GGUF file on the device, against transformers and against itself: in f16 within
-//! half of what is asked for in bf16, which shows that the logic is right, and in bf16 within what is asked for or about
-//! what transformers itself is off in bf16, where that is more.
+//! Every family's tiny checkpoint and GGUF file on the device, against transformers and against itself: in f16
+//! within half of what is asked for in bf16, which shows that the logic is right, and in bf16 within what is asked
+//! for or about what transformers itself is off in bf16, where that is more.
 
 use inflight::backend::cuda::Cuda;
 use inflight::backend::{Backend, DType, Feature};

@@ -63,13 +63,7 @@ impl Gpu {
             check("reading the driver's version", sys::cuDriverGetVersion(&mut version))?;
             check("counting devices", sys::cuDeviceGetCount(&mut count))?;
         }
-        if version < MIN_DRIVER_VERSION {
-            return Err(unavailable(format!(
-                "the NVIDIA driver supports CUDA {}.{}, but 13.0 is needed: install driver 580 or newer",
-                version / 1000,
-                version % 1000 / 10
-            )));
-        }
+        check_version(version).map_err(unavailable)?;
         let index = c_int::try_from(ordinal).ok().filter(|&index| index < count);
         let index = index.ok_or_else(|| {
             unavailable(format!("there is no CUDA device {ordinal}; the driver sees {count}"))
@@ -482,6 +476,17 @@ impl Drop for Event {
         // SAFETY: nothing uses the event any more; an error of a lost device changes nothing.
         let _ = unsafe { sys::cuEventDestroy_v2(self.event) };
     }
+}
+
+/// Refuses a driver whose newest CUDA is older than this build's.
+fn check_version(version: c_int) -> std::result::Result<(), String> {
+    if version >= MIN_DRIVER_VERSION {
+        return Ok(());
+    }
+    let (major, minor) = (version / 1000, version % 1000 / 10);
+    Err(format!(
+        "the NVIDIA driver supports CUDA {major}.{minor}, but 13.0 is needed: install driver 580 or newer"
+    ))
 }
 
 fn lost(operation: &'static str, message: String) -> BackendError {
