@@ -272,7 +272,7 @@ template <typename T, int COLUMNS, Epilogue EPILOGUE> __device__ inline void lin
 }
 
 #define LINEAR(NAME, T, COLUMNS, EPILOGUE)                                                                       \
-  extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)                           \
+  extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)                       \
       NAME##_##COLUMNS(const __grid_constant__ LinearParams params) {                                            \
     linear<T, COLUMNS, Epilogue::EPILOGUE>(params);                                                              \
   }
