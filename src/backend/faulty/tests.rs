@@ -295,13 +295,13 @@ fn a_panic_names_the_operation() {
 #[test]
 fn corrupt_logits_hit_one_row_once() {
     for (row, expected) in [(0, [None, Some(4)]), (1, [Some(1), None]), (9, [Some(1), None])] {
-        for at_call in [1, 8, 16] {
+        for at_call in [1, 8, 17] {
             let mut backend = faulty(at_call, FaultKind::CorruptLogits { row });
             assert_eq!(run_all(&mut backend).unwrap(), expected);
             assert_eq!(run_all(&mut backend).unwrap(), [Some(1), Some(4)]);
         }
         // Planned after the logits of the first run, so that it hits those of the second.
-        let mut backend = faulty(17, FaultKind::CorruptLogits { row });
+        let mut backend = faulty(18, FaultKind::CorruptLogits { row });
         assert_eq!(run_all(&mut backend).unwrap(), [Some(1), Some(4)]);
         assert_eq!(run_all(&mut backend).unwrap(), expected);
     }
