@@ -20,6 +20,107 @@ template <int HEAD_DIM> struct PromptShape {
   static constexpr int SHARED_BYTES = QUERY_BYTES + 2 * 2 * TILE_BYTES;
 };
 
+// Starts copying 16 keys from position `first` on, of those before `end`, and their values to shared rows, by one warp.
+template <typename T, int HEAD_DIM>
+__device__ inline void copy_16_keys(const AttentionParams &params, const uint32_t *blocks, uint32_t kv_head,
+                                    uint32_t first, uint32_t end, uint32_t keys, uint32_t values) {
+  const KeyRun<T> run = locate_run<T, HEAD_DIM>(params, blocks, kv_head, first, end);
+  copy_run<T, HEAD_DIM>(run, 0, keys);
+  copy_run<T, HEAD_DIM>(run, value_offset<HEAD_DIM>(params), values);
+}
+
+// The running softmax of two packed rows, `lane / 4` and `lane / 4 + 8` of a warp's 16.
+template <int HEAD_DIM> struct OnlineSoftmax {
+  // Sums of values times exponentials, as C fragments.
+  float sums[HEAD_DIM / 8][4];
+  // Largest score so far, times log2(e), and this thread's part of the sum of exponentials.
+  float maxima[2];
+  float weights[2];
+
+  __device__ inline void clear() {
+#pragma unroll
+    for (int n = 0; n < HEAD_DIM / 8; n++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        sums[n][i] = 0.0f;
+      }
+    }
+    maxima[0] = maxima[1] = MINUS_INFINITY;
+    weights[0] = weights[1] = 0.0f;
+  }
+
+  // Turns scores of `8 * TILES` keys, times log2(e), into exponentials and rescales what was summed before.
+  template <int TILES> __device__ inline void take(float (&scores)[TILES][4]) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      float maximum = maxima[half];
+#pragma unroll
+      for (int n = 0; n < TILES; n++) {
+        maximum = fmaxf(maximum, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
+      }
+      maximum = fmaxf(maximum, __shfl_xor_sync(FULL_WARP, maximum, 1));
+      maximum = fmaxf(maximum, __shfl_xor_sync(FULL_WARP, maximum, 2));
+      // A row that has seen no key yet has nothing to rescale, and its masked scores must not give NaN.
+      const float base = maximum == MINUS_INFINITY ? 0.0f : maximum;
+      const float correction = exp2_approximate(maxima[half] - base);
+      maxima[half] = maximum;
+      float weight = 0.0f;
+#pragma unroll
+      for (int n = 0; n < TILES; n++) {
+        scores[n][2 * half] = exp2_approximate(scores[n][2 * half] - base);
+        scores[n][2 * half + 1] = exp2_approximate(scores[n][2 * half + 1] - base);
+        weight += scores[n][2 * half] + scores[n][2 * half + 1];
+      }
+      weights[half] = weights[half] * correction + weight;
+#pragma unroll
+      for (int n = 0; n < HEAD_DIM / 8; n++) {
+        sums[n][2 * half] *= correction;
+        sums[n][2 * half + 1] *= correction;
+      }
+    }
+  }
+
+  // Adds 16 keys' values, shared rows at `values`, times the exponentials of their two tiles of scores.
+  template <typename T>
+  __device__ inline void add_values(const float (&low)[4], const float (&high)[4], uint32_t values) {
+    const uint32_t weights_fragment[4] = {pack<T>(low[0], low[1]), pack<T>(low[2], low[3]), pack<T>(high[0], high[1]),
+                                          pack<T>(high[2], high[3])};
+    const int lane = threadIdx.x % WARP_THREADS;
+    const uint32_t lane_address =
+        values + ((lane % 16) * ROW_ELEMENTS<HEAD_DIM> + lane / 16 * VECTOR_ELEMENTS) * sizeof(T);
+#pragma unroll
+    for (int n = 0; n < HEAD_DIM / 16; n++) {
+      uint32_t fragment[4];
+      load_matrices_transposed(fragment, lane_address + n * 16 * sizeof(T));
+      mma<T>(sums[2 * n], weights_fragment, fragment[0], fragment[1]);
+      mma<T>(sums[2 * n + 1], weights_fragment, fragment[2], fragment[3]);
+    }
+  }
+
+  // Sums of exponentials of both rows over the four threads that share them.
+  __device__ inline void finish_weights() {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      weights[half] += __shfl_xor_sync(FULL_WARP, weights[half], 1);
+      weights[half] += __shfl_xor_sync(FULL_WARP, weights[half], 2);
+    }
+  }
+};
+
+// scores += queries * keys^T for 16 keys, shared rows at `keys`, and elements `16 step ..` of the heads.
+template <typename T, int HEAD_DIM>
+__device__ inline void add_scores(float (&low)[4], float (&high)[4], const uint32_t (&queries)[4], uint32_t keys,
+                                  int step) {
+  const int lane = threadIdx.x % WARP_THREADS;
+  // Matrices: keys 0 to 7 and their second 8 elements, then keys 8 to 15.
+  const int row = lane % 8 + lane / 16 * 8;
+  const int column = lane / 8 % 2 * VECTOR_ELEMENTS;
+  uint32_t fragment[4];
+  load_matrices(fragment, keys + (row * ROW_ELEMENTS<HEAD_DIM> + column + 16 * step) * sizeof(T));
+  mma<T>(low, queries, fragment[0], fragment[1]);
+  mma<T>(high, queries, fragment[2], fragment[3]);
+}
+
 // Half a tile of one row's queries.
 struct Tile {
   uint32_t row;

@@ -2,8 +2,8 @@
 //! within half of what is asked for in bf16, which shows that the logic is right, and in bf16 within what is asked
 //! for or about what transformers itself is off in bf16, where that is more.
 
+use inflight::backend::DType;
 use inflight::backend::cuda::Cuda;
-use inflight::backend::{Backend, DType, Feature};
 
 use crate::cases::{BF16_TOLERANCE, CASES, Case, GGUF_CASES, Runner};
 use crate::rig::gpu;
@@ -51,9 +51,6 @@ fn failures(case: &Case, dtype: DType) -> Vec<String> {
 }
 
 fn check_all(kind: &str, names: &[&str], open: impl Fn(&str) -> Result<Case, String>, dtype: DType) {
-    if !gpu().supports(Feature::Experts) {
-        println!("the device has no experts: models with a mixture of them will fail");
-    }
     let mut failed = Vec::new();
     for name in names {
         println!("{kind}/{name}");

@@ -9,7 +9,7 @@ use std::ptr;
 
 use cudarc::cublaslt::{result, sys};
 
-use super::driver::{DevicePtr, Event, Gpu};
+use super::driver::{DevicePtr, Gpu};
 use crate::backend::{BackendError, BackendResult, DType};
 use crate::error::{Error, Result, Status};
 
@@ -230,15 +230,7 @@ impl CublasLt {
         operands: Operands,
         algorithm: &sys::cublasLtMatmulAlgo_t,
     ) -> BackendResult<f32> {
-        let (start, end) = (Event::new(gpu, true)?, Event::new(gpu, true)?);
-        self.run(gpu, layouts, operands, algorithm)?;
-        start.record(gpu)?;
-        for _ in 0..NUM_TIMED_RUNS {
-            self.run(gpu, layouts, operands, algorithm)?;
-        }
-        end.record(gpu)?;
-        end.wait(OPERATION, gpu)?;
-        end.milliseconds_since(gpu, &start)
+        gpu.time(OPERATION, NUM_TIMED_RUNS, || self.run(gpu, layouts, operands, algorithm))
     }
 
     fn run(

@@ -341,6 +341,24 @@ impl Gpu {
         self.check("fill", unsafe { sys::cuMemsetD8Async(target, byte, bytes as usize, self.stream()) })
     }
 
+    /// Milliseconds on the device of `num_runs` runs of `run`, after one that is not timed.
+    pub(super) fn time(
+        &self,
+        operation: &'static str,
+        num_runs: usize,
+        mut run: impl FnMut() -> BackendResult<()>,
+    ) -> BackendResult<f32> {
+        let (start, end) = (Event::new(self, true)?, Event::new(self, true)?);
+        run()?;
+        start.record(self)?;
+        for _ in 0..num_runs {
+            run()?;
+        }
+        end.record(self)?;
+        end.wait(operation, self)?;
+        end.milliseconds_since(self, &start)
+    }
+
     /// Waits for everything on the stream.
     pub(super) fn synchronize(&self) -> BackendResult<()> {
         // SAFETY: the stream lives as long as `self`.

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::cublas::{CublasLt, Operands, ProductShape};
-use super::driver::{DevicePtr, Event, Gpu, Kernel, Launch, Params};
+use super::driver::{DevicePtr, Gpu, Kernel, Launch, Params};
 use super::linear_sm90::{HopperLinear, TILE_COLUMNS};
 use super::modules::{Modules, PerDType};
 use super::tensor::{Checker, Tensor, VECTOR_ELEMENTS, to_u32};
@@ -202,7 +202,7 @@ impl Linear {
         }
         let mut fastest = (f32::INFINITY, Way::Library);
         for way in [Way::Library].into_iter().chain(TILE_COLUMNS.map(Way::Tiles)) {
-            let milliseconds = time(gpu, || run(self, way))?;
+            let milliseconds = gpu.time(check.operation, NUM_TIMED_RUNS, || run(self, way))?;
             if milliseconds < fastest.0 {
                 fastest = (milliseconds, way);
             }
@@ -210,19 +210,6 @@ impl Linear {
         self.choices.insert(key, fastest.1);
         run(self, fastest.1)
     }
-}
-
-/// Milliseconds of a few runs, after one that is not timed.
-fn time(gpu: &Gpu, mut run: impl FnMut() -> BackendResult<()>) -> BackendResult<f32> {
-    let (start, end) = (Event::new(gpu, true)?, Event::new(gpu, true)?);
-    run()?;
-    start.record(gpu)?;
-    for _ in 0..NUM_TIMED_RUNS {
-        run()?;
-    }
-    end.record(gpu)?;
-    end.wait("linear", gpu)?;
-    end.milliseconds_since(gpu, &start)
 }
 
 fn run_skinny(
