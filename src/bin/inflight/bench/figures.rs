@@ -144,16 +144,21 @@ fn shares(
         }));
         return figures;
     }
-    let RequestTimes { first_token, last_token, .. } = run.requests[0];
     figures.extend(ceilings.flops.map(|ceiling| {
-        let share = percent(costs.prompt_flops(workload[0]), first_token, ceiling);
+        let share = percent(costs.prompt_flops(workload[0]), run.requests[0].first_token, ceiling);
         figure("prompt_flops_percent", "prompt, % FLOP/s", share, 1)
     }));
-    figures.extend(ceilings.bytes_per_second.map(|ceiling| {
-        let share = percent(costs.decode_bytes(workload[0]), last_token - first_token, ceiling);
+    figures.extend(ceilings.bytes_per_second.zip(decode_seconds(run)).map(|(ceiling, seconds)| {
+        let share = percent(costs.decode_bytes(workload[0]), seconds, ceiling);
         figure("decode_bandwidth_percent", "decode, % bytes/s", share, 1)
     }));
     figures
+}
+
+/// Seconds between the first and the last token of a single stream; `None` where all came at once.
+fn decode_seconds(run: &Run) -> Option<f64> {
+    let RequestTimes { first_token, last_token, .. } = run.requests[0];
+    (last_token > first_token).then_some(last_token - first_token)
 }
 
 fn consumption(workload: &[Lengths], usage: &Usage) -> Vec<Figure> {
@@ -178,11 +183,12 @@ fn speeds(workload: &[Lengths], run: &Run, load: Load) -> Vec<Figure> {
         figure("total_tokens_per_second", "total tok/s", per_second(num_input + num_output), 1),
     ];
     if load == Load::SingleStream {
-        let RequestTimes { first_token, last_token, .. } = run.requests[0];
-        let prompt_speed = num_input as f64 / first_token;
-        let decode_speed = num_output.saturating_sub(1) as f64 / (last_token - first_token);
+        let prompt_speed = num_input as f64 / run.requests[0].first_token;
         figures.push(figure("prompt_tokens_per_second", "prompt tok/s", prompt_speed, 1));
-        figures.push(figure("decode_tokens_per_second", "decode tok/s", decode_speed, 1));
+        figures.extend(decode_seconds(run).map(|seconds| {
+            let decode_speed = num_output.saturating_sub(1) as f64 / seconds;
+            figure("decode_tokens_per_second", "decode tok/s", decode_speed, 1)
+        }));
     }
     figures
 }
@@ -246,6 +252,16 @@ mod tests {
         assert_eq!(json["prompt_tokens_per_second"], 1024.0);
         assert_eq!(json["decode_tokens_per_second"], 128.0);
         assert_eq!(json["output_tokens_per_second"], 64.5);
+    }
+
+    #[test]
+    fn a_single_stream_whose_tokens_came_at_once_has_no_decode_speed() {
+        let mut run = run();
+        run.requests = vec![RequestTimes { first_token: 0.5, last_token: 0.5, end: 0.5 }];
+        let workload = [Lengths { input: 512, output: 2 }];
+        let json = Figures::new(&workload, run, Load::SingleStream, &Yardstick::default()).to_json();
+        assert_eq!(json["prompt_tokens_per_second"], 1024.0);
+        assert_eq!(json.get("decode_tokens_per_second"), None);
     }
 
     #[test]
