@@ -93,6 +93,19 @@ impl Cpu {
         Cpu { padding: [head, mlp], ..self }
     }
 
+    /// A backend of one thread for each instruction set that this processor has, the best first.
+    #[cfg(test)]
+    pub(crate) fn each_instruction_set() -> impl Iterator<Item = Cpu> {
+        Isa::supported().into_iter().map(|isa| Self::with_isa(Threads::new(1).unwrap(), isa))
+    }
+
+    /// Whether products with bf16 weights round their inputs to bf16 too: some processors multiply such pairs at
+    /// twice the rate.
+    #[cfg(test)]
+    pub(crate) fn rounds_inputs(&self) -> bool {
+        self.isa.has_bf16_dot()
+    }
+
     /// Number of threads that operations run on.
     pub fn num_threads(&self) -> usize {
         self.threads.num_threads()

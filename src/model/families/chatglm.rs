@@ -3,10 +3,11 @@
 use crate::model::error::{ModelError, ModelResult};
 use crate::model::families::Family;
 use crate::model::families::config::Config;
-use crate::model::families::parts::{DEFAULT_THETA, bare_names, named};
+use crate::model::families::gpt::megatron_names;
+use crate::model::families::parts::{Biases, DEFAULT_THETA, named};
 use crate::model::spec::{
     Activation, AttentionExtras, BlockShape, EmbeddingExtras, Heads, LogitExtras, Mlp, MlpNames, ModelSpec,
-    Norm, NormKind, NormWeight, Positions, QkvNames, QkvOrder, RopePairing, RopeScaling, WeightNames,
+    Norm, NormKind, NormWeight, Positions, QkvOrder, RopePairing, RopeScaling, WeightNames,
 };
 
 pub(super) const FAMILY: Family = Family {
@@ -64,13 +65,9 @@ fn from_config(config: &Config) -> ModelResult<ModelSpec> {
 }
 
 fn names(qkv_bias: bool, linear_bias: bool) -> WeightNames {
-    let layer = "transformer.encoder.layers.{layer}.";
     let embedding = "transformer.embedding.word_embeddings.weight".to_owned();
-    let qkv = QkvNames::Fused {
-        qkv: named(format!("{layer}self_attention.query_key_value"), qkv_bias),
-        order: QkvOrder::Blocks,
-    };
-    let output = named(format!("{layer}self_attention.dense"), linear_bias);
+    let layer = "transformer.encoder.layers.{layer}.";
+    let biases = Biases { qkv: qkv_bias, attention_output: linear_bias, mlp: linear_bias };
     WeightNames {
         attention_norm: Some(named(format!("{layer}input_layernorm"), false)),
         mlp_norm: Some(named(format!("{layer}post_attention_layernorm"), false)),
@@ -80,6 +77,6 @@ fn names(qkv_bias: bool, linear_bias: bool) -> WeightNames {
         }),
         final_norm: Some(named("transformer.encoder.final_layernorm", false)),
         head: Some(named("transformer.output_layer", false)),
-        ..bare_names(embedding, qkv, output)
+        ..megatron_names(embedding, layer, "self_attention", QkvOrder::Blocks, biases)
     }
 }

@@ -69,23 +69,13 @@ fn every_but_last(period: usize) -> ModelResult<LayerSet> {
 fn positions(config: &Config, head_dim: usize, max_positions: usize) -> ModelResult<Positions> {
     const GLOBAL_THETA: f64 = 1_000_000.0;
     let local_theta = config.number("rope_local_base_freq")?.unwrap_or(DEFAULT_THETA);
-    let by_type = match config.object("rope_parameters")? {
-        Some(parameters) => {
-            let (full, local) =
-                (parameters.object("full_attention")?, parameters.object("sliding_attention")?);
-            full.zip(local)
-        }
-        None => None,
-    };
-    let (full, local) = match by_type {
-        Some((full, local)) => {
-            let full = config.rope_in(Some(full), GLOBAL_THETA, max_positions)?;
-            (full, config.rope_in(Some(local), local_theta, max_positions)?)
-        }
-        None => {
-            let local = Rope { theta: local_theta, scaling: RopeScaling::None, max_positions, part: None };
-            (config.rope(GLOBAL_THETA, max_positions)?, local)
-        }
+    let local = Rope { theta: local_theta, scaling: RopeScaling::None, max_positions, part: None };
+    let [full, local] = match config.object("rope_parameters")? {
+        Some(by_type) if by_type.has("full_attention") && by_type.has("sliding_attention") => [
+            config.rope_in(by_type.object("full_attention")?, GLOBAL_THETA, max_positions)?,
+            config.rope_in(by_type.object("sliding_attention")?, local_theta, max_positions)?,
+        ],
+        _ => [config.rope(GLOBAL_THETA, max_positions)?, local],
     };
     Ok(Positions::Rope {
         theta: full.theta,

@@ -3,10 +3,10 @@
 use crate::model::error::ModelResult;
 use crate::model::families::Family;
 use crate::model::families::config::Config;
+use crate::model::families::gpt::Sizes;
 use crate::model::families::parts::{bare_names, named};
 use crate::model::spec::{
-    Activation, AttentionExtras, BlockShape, EmbeddingExtras, Heads, LogitExtras, Mlp, MlpNames, ModelSpec,
-    Norm, NormKind, NormWeight, Orientation, Positions, QkvNames, QkvOrder, WeightNames,
+    Activation, Mlp, MlpNames, ModelSpec, Orientation, Positions, QkvNames, QkvOrder, WeightNames,
 };
 
 pub(super) const FAMILY: Family =
@@ -23,35 +23,19 @@ fn from_config(config: &Config) -> ModelResult<ModelSpec> {
 /// values each.
 pub(super) fn describe(config: &Config, family: &str, activation: Activation) -> ModelResult<ModelSpec> {
     config.refuse_flag("add_cross_attention")?;
-    let hidden_size = config.required_size("n_embd")?;
-    let num_heads = config.required_size("n_head")?;
-    let head_dim = config.head_dim(hidden_size, "n_head", num_heads)?;
-    let mut heads = Heads::scaled(num_heads, None, head_dim);
+    let sizes = Sizes::read(config, &["n_layer"], &["n_embd"], &["n_head"])?;
+    let max_positions = config.required_size("n_positions")?;
+    let epsilon = config.epsilon("layer_norm_epsilon", 1e-5)?;
+    let weights = names(config.find_prefix(&["transformer.", ""], "wte.weight"));
+    let mut spec = sizes.describe(family, max_positions, Positions::Learned { offset: 0 }, epsilon, weights);
     if !config.flag("scale_attn_weights", true)? {
-        heads.scale = Some(1.0);
+        spec.heads.scale = Some(1.0);
     }
     Ok(ModelSpec {
-        family: family.to_owned(),
-        num_layers: config.required_size("n_layer")?,
-        hidden_size,
-        intermediate_size: config.size("n_inner")?.unwrap_or(4 * hidden_size),
-        vocab_size: config.required_size("vocab_size")?,
-        max_positions: config.required_size("n_positions")?,
-        embedding: EmbeddingExtras::default(),
-        positions: Positions::Learned { offset: 0 },
-        norm: Norm {
-            kind: NormKind::Layer,
-            epsilon: config.epsilon("layer_norm_epsilon", 1e-5)?,
-            weight: NormWeight::Plain,
-        },
-        block: BlockShape::Sequential,
-        heads,
-        attention: AttentionExtras::default(),
+        intermediate_size: config.size("n_inner")?.unwrap_or(spec.intermediate_size),
         mlp: Mlp::Plain { activation: config.activation("activation_function", activation)? },
-        experts: None,
         output: config.output(true)?,
-        logits: LogitExtras::default(),
-        weights: names(config.find_prefix(&["transformer.", ""], "wte.weight")),
+        ..spec
     })
 }
 

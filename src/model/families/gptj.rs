@@ -3,10 +3,11 @@
 use crate::model::error::ModelResult;
 use crate::model::families::Family;
 use crate::model::families::config::Config;
+use crate::model::families::gpt::Sizes;
 use crate::model::families::parts::{DEFAULT_THETA, bare_names, named};
 use crate::model::spec::{
-    Activation, AttentionExtras, BlockShape, EmbeddingExtras, Heads, LogitExtras, Mlp, MlpNames, ModelSpec,
-    Norm, NormKind, NormWeight, Positions, QkvNames, RopePairing, RopeScaling, WeightNames,
+    Activation, BlockShape, Mlp, MlpNames, ModelSpec, Positions, QkvNames, RopePairing, RopeScaling,
+    WeightNames,
 };
 
 pub(super) const FAMILY: Family =
@@ -14,37 +15,23 @@ pub(super) const FAMILY: Family =
 
 fn from_config(config: &Config) -> ModelResult<ModelSpec> {
     config.require_flag("rotary")?;
-    let hidden_size = config.required_size("n_embd")?;
-    let num_heads = config.required_size("n_head")?;
-    let head_dim = config.head_dim(hidden_size, "n_head", num_heads)?;
+    let sizes = Sizes::read(config, &["n_layer"], &["n_embd"], &["n_head"])?;
+    let max_positions = config.required_size("n_positions")?;
+    let positions = Positions::Rope {
+        theta: DEFAULT_THETA,
+        rotary_dim: config.size_unless_null("rotary_dim", 64)?.unwrap_or(sizes.head_dim),
+        pairing: RopePairing::Interleaved,
+        scaling: RopeScaling::None,
+        local: None,
+    };
+    let epsilon = config.epsilon("layer_norm_epsilon", 1e-5)?;
+    let spec = sizes.describe("gptj", max_positions, positions, epsilon, names());
     Ok(ModelSpec {
-        family: "gptj".to_owned(),
-        num_layers: config.required_size("n_layer")?,
-        hidden_size,
-        intermediate_size: config.size("n_inner")?.unwrap_or(4 * hidden_size),
-        vocab_size: config.required_size("vocab_size")?,
-        max_positions: config.required_size("n_positions")?,
-        embedding: EmbeddingExtras::default(),
-        positions: Positions::Rope {
-            theta: DEFAULT_THETA,
-            rotary_dim: config.size_unless_null("rotary_dim", 64)?.unwrap_or(head_dim),
-            pairing: RopePairing::Interleaved,
-            scaling: RopeScaling::None,
-            local: None,
-        },
-        norm: Norm {
-            kind: NormKind::Layer,
-            epsilon: config.epsilon("layer_norm_epsilon", 1e-5)?,
-            weight: NormWeight::Plain,
-        },
+        intermediate_size: config.size("n_inner")?.unwrap_or(spec.intermediate_size),
         block: BlockShape::Parallel,
-        heads: Heads::scaled(num_heads, None, head_dim),
-        attention: AttentionExtras::default(),
         mlp: Mlp::Plain { activation: config.activation("activation_function", Activation::GeluTanh)? },
-        experts: None,
         output: config.output(false)?,
-        logits: LogitExtras::default(),
-        weights: names(),
+        ..spec
     })
 }
 

@@ -9,6 +9,7 @@ mod gemma;
 mod gemma3;
 mod gguf;
 mod glm;
+mod gpt;
 mod gpt2;
 mod gpt_bigcode;
 mod gpt_neox;

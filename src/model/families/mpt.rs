@@ -3,11 +3,9 @@
 use crate::model::error::{ModelError, ModelResult};
 use crate::model::families::Family;
 use crate::model::families::config::Config;
+use crate::model::families::gpt::Sizes;
 use crate::model::families::parts::{bare_names, named};
-use crate::model::spec::{
-    Activation, AttentionExtras, BlockShape, EmbeddingExtras, Heads, LogitExtras, Mlp, MlpNames, ModelSpec,
-    Norm, NormKind, NormWeight, Positions, QkvNames, QkvOrder, WeightNames,
-};
+use crate::model::spec::{MlpNames, ModelSpec, Positions, QkvNames, QkvOrder, WeightNames};
 
 pub(super) const FAMILY: Family = Family {
     name: "mpt",
@@ -24,40 +22,18 @@ fn from_config(config: &Config) -> ModelResult<ModelSpec> {
     attention.refuse_flag("qk_ln")?;
     attention.refuse_flag("prefix_lm")?;
     attention.require_text("attn_type", "multihead_attention")?;
-    let hidden_size = config.required_size("d_model")?;
-    let num_heads = config.required_size("n_heads")?;
-    let head_dim = config.head_dim(hidden_size, "n_heads", num_heads)?;
-    let mut heads = Heads::scaled(num_heads, None, head_dim);
-    heads.scale = attention.number("softmax_scale")?.map(|scale| scale as f32);
-    Ok(ModelSpec {
-        family: "mpt".to_owned(),
-        num_layers: config.required_size("n_layers")?,
-        hidden_size,
-        intermediate_size: hidden_size * config.bounded_size("expansion_ratio", 4, 1 << 10)?,
-        vocab_size: config.required_size("vocab_size")?,
-        max_positions: config.required_size("max_seq_len")?,
-        embedding: EmbeddingExtras::default(),
-        positions: Positions::Alibi {
-            max_bias: attention.number("alibi_bias_max")?.unwrap_or(8.0) as f32,
-            scale: 1.0,
-        },
-        norm: Norm {
-            kind: NormKind::Layer,
-            epsilon: config.epsilon("layer_norm_epsilon", 1e-5)?,
-            weight: NormWeight::Plain,
-        },
-        block: BlockShape::Sequential,
-        heads,
-        attention: AttentionExtras {
-            qkv_clamp: attention.number("clip_qkv")?.map(|clamp| clamp as f32),
-            ..AttentionExtras::default()
-        },
-        mlp: Mlp::Plain { activation: Activation::Gelu },
-        experts: None,
-        output: config.output(true)?,
-        logits: LogitExtras { scale: logit_scale(config, hidden_size)?, soft_cap: None },
-        weights: names(),
-    })
+    let sizes = Sizes::read(config, &["n_layers"], &["d_model"], &["n_heads"])?;
+    let max_positions = config.required_size("max_seq_len")?;
+    let max_bias = attention.number("alibi_bias_max")?.unwrap_or(8.0) as f32;
+    let positions = Positions::Alibi { max_bias, scale: 1.0 };
+    let epsilon = config.epsilon("layer_norm_epsilon", 1e-5)?;
+    let mut spec = sizes.describe("mpt", max_positions, positions, epsilon, names());
+    spec.intermediate_size = spec.hidden_size * config.bounded_size("expansion_ratio", 4, 1 << 10)?;
+    spec.heads.scale = attention.number("softmax_scale")?.map(|scale| scale as f32);
+    spec.attention.qkv_clamp = attention.number("clip_qkv")?.map(|clamp| clamp as f32);
+    spec.output = config.output(true)?;
+    spec.logits.scale = logit_scale(config, spec.hidden_size)?;
+    Ok(spec)
 }
 
 /// A number, or the text that stands for the inverse root of the width.

@@ -4,11 +4,9 @@
 use crate::model::error::{ModelError, ModelResult};
 use crate::model::families::Family;
 use crate::model::families::config::Config;
+use crate::model::families::gpt::Sizes;
 use crate::model::families::parts::{bare_names, named};
-use crate::model::spec::{
-    Activation, AttentionExtras, BlockShape, EmbeddingExtras, Heads, LogitExtras, Mlp, MlpNames, ModelSpec,
-    Norm, NormKind, NormWeight, Positions, QkvNames, WeightNames,
-};
+use crate::model::spec::{Activation, Mlp, MlpNames, ModelSpec, Positions, QkvNames, WeightNames};
 
 pub(super) const FAMILY: Family =
     Family { name: "opt", architectures: &["OPTForCausalLM"], model_types: &["opt"], from_config };
@@ -17,35 +15,22 @@ fn from_config(config: &Config) -> ModelResult<ModelSpec> {
     config.require_flag("do_layer_norm_before")?;
     config.require_flag("layer_norm_elementwise_affine")?;
     config.refuse_flag("_remove_final_layer_norm")?;
-    let hidden_size = config.required_size("hidden_size")?;
-    if let Some(width) = config.size("word_embed_proj_dim")?.filter(|&width| width != hidden_size) {
+    let sizes = Sizes::read(config, &["num_hidden_layers"], &["hidden_size"], &["num_attention_heads"])?;
+    if let Some(width) = config.size("word_embed_proj_dim")?.filter(|&width| width != sizes.hidden_size) {
         let message =
             format!("embeddings of another width than hidden_size are not supported, as {width} is");
         return Err(ModelError::unsupported("word_embed_proj_dim", message));
     }
-    let num_heads = config.required_size("num_attention_heads")?;
-    let head_dim = config.head_dim(hidden_size, "num_attention_heads", num_heads)?;
+    let max_positions = config.required_size("max_position_embeddings")?;
+    let weights = names(
+        config.find_prefix(&["model.decoder.", "decoder."], "embed_tokens.weight"),
+        config.flag("enable_bias", true)?,
+    );
     Ok(ModelSpec {
-        family: "opt".to_owned(),
-        num_layers: config.required_size("num_hidden_layers")?,
-        hidden_size,
         intermediate_size: config.required_size("ffn_dim")?,
-        vocab_size: config.required_size("vocab_size")?,
-        max_positions: config.required_size("max_position_embeddings")?,
-        embedding: EmbeddingExtras::default(),
-        positions: Positions::Learned { offset: 2 },
-        norm: Norm { kind: NormKind::Layer, epsilon: 1e-5, weight: NormWeight::Plain },
-        block: BlockShape::Sequential,
-        heads: Heads::scaled(num_heads, None, head_dim),
-        attention: AttentionExtras::default(),
         mlp: Mlp::Plain { activation: config.activation("activation_function", Activation::Relu)? },
-        experts: None,
         output: config.output(true)?,
-        logits: LogitExtras::default(),
-        weights: names(
-            config.find_prefix(&["model.decoder.", "decoder."], "embed_tokens.weight"),
-            config.flag("enable_bias", true)?,
-        ),
+        ..sizes.describe("opt", max_positions, Positions::Learned { offset: 2 }, 1e-5, weights)
     })
 }
 

@@ -26,6 +26,10 @@ pub(super) struct Biases {
     pub(super) mlp: bool,
 }
 
+impl Biases {
+    pub(super) const ALL: Self = Self { qkv: true, attention_output: true, mlp: true };
+}
+
 /// Describes a model whose configuration has Llama's keys and whose tensors have Llama's names; families change
 /// what is theirs.
 pub(super) fn describe_llama(config: &Config, family: &str, biases: Biases) -> ModelResult<ModelSpec> {
