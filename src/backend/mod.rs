@@ -50,6 +50,14 @@ pub enum BackendError {
         /// Bytes asked for.
         bytes: u64,
     },
+    /// The device's driver had no memory left for something that has no size of its own here.
+    #[error("the device has no memory left for {operation}: {message}")]
+    DeviceFull {
+        /// The operation that reported it.
+        operation: &'static str,
+        /// The driver's words.
+        message: String,
+    },
     /// The device is gone; nothing on it can be used again.
     #[error("the device was lost in {operation}: {message}")]
     DeviceLost {
@@ -71,7 +79,7 @@ pub enum BackendError {
 impl From<BackendError> for Error {
     fn from(error: BackendError) -> Self {
         let status = match &error {
-            BackendError::OutOfMemory { .. } => Status::DeviceOutOfMemory,
+            BackendError::OutOfMemory { .. } | BackendError::DeviceFull { .. } => Status::DeviceOutOfMemory,
             BackendError::DeviceLost { .. } => Status::DeviceLost,
             BackendError::InvalidArgument { .. } => Status::Internal,
         };
@@ -384,7 +392,9 @@ pub trait Backend: Send + 'static {
     }
 
     /// The operations from here up to [`Backend::next_branch`] and those from there up to [`Backend::join`] do not
-    /// depend on each other, and a backend may run them at the same time.
+    /// depend on each other, and a backend may run them at the same time. In the last layer that holds for steps
+    /// alone in which every token is sampled: otherwise [`Backend::keep_sampled`], in the first branch, moves rows
+    /// that the second one reads.
     fn fork(&mut self) -> BackendResult<()> {
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! From options to everything an engine needs: device, model, memory.
 
+use std::thread;
 use std::time::Duration;
 
 use crate::backend::cpu::Cpu;
@@ -105,10 +106,14 @@ impl Chosen {
     fn by(options: &EngineOptions) -> Result<Chosen> {
         match Device::parse(&options.device)? {
             Device::Auto if options.dtype == DTypeChoice::F32 => Ok(Chosen::Cpu),
-            Device::Auto => Chosen::first_cuda().or_else(|reason| {
-                options.logger.log(LogLevel::Info, format_args!("device auto takes the CPU: {reason}"));
-                Ok(Chosen::Cpu)
-            }),
+            Device::Auto => match Chosen::first_cuda() {
+                // A card whose memory is taken is an error that the host can do something about.
+                Err(reason) if reason.status() != Status::DeviceOutOfMemory => {
+                    options.logger.log(LogLevel::Info, format_args!("device auto takes the CPU: {reason}"));
+                    Ok(Chosen::Cpu)
+                }
+                chosen => chosen,
+            },
             Device::Cpu => Ok(Chosen::Cpu),
             Device::Cuda(ordinal) => Chosen::cuda(ordinal),
             Device::Echo(step_time) => Ok(Chosen::Echo(step_time)),
@@ -138,6 +143,30 @@ impl Chosen {
 
 /// Loads what `options` name.
 pub(super) fn load(options: &EngineOptions) -> Result<EngineParts> {
+    apart(options, || load_here(options))
+}
+
+/// Computes what [`load`] would reserve.
+pub(super) fn plan(options: &EngineOptions) -> Result<MemoryPlan> {
+    apart(options, || plan_here(options))
+}
+
+/// Runs `work` on a thread of its own and waits for it: a device's context becomes current in the thread that uses the
+/// device, and a host that uses the same driver has its own there. What needs no device runs right here.
+fn apart<T: Send>(options: &EngineOptions, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    const NAME: &str = "ifl-create";
+    if matches!(Device::parse(&options.device)?, Device::Cpu | Device::Echo(_)) {
+        return work();
+    }
+    thread::scope(|scope| {
+        let started = thread::Builder::new().name(NAME.to_owned()).spawn_scoped(scope, work);
+        let started = started
+            .map_err(|error| Error::new(Status::OutOfMemory, format!("starting thread {NAME}: {error}")))?;
+        started.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn load_here(options: &EngineOptions) -> Result<EngineParts> {
     let (device, options) = settle(options)?;
     let options = &options;
     match device {
@@ -148,8 +177,7 @@ pub(super) fn load(options: &EngineOptions) -> Result<EngineParts> {
     }
 }
 
-/// Computes what [`load`] would reserve.
-pub(super) fn plan(options: &EngineOptions) -> Result<MemoryPlan> {
+fn plan_here(options: &EngineOptions) -> Result<MemoryPlan> {
     let (device, options) = settle(options)?;
     let options = &options;
     match device {
@@ -310,5 +338,29 @@ impl EngineFacts {
             max_queued_requests: options.max_queued_requests as u64,
             max_unread_tokens: options.max_unread_tokens,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(device: &str) -> EngineOptions {
+        EngineOptions { device: device.to_owned(), ..EngineOptions::new("model") }
+    }
+
+    #[test]
+    fn work_on_a_card_does_not_touch_the_calling_thread() {
+        let caller = thread::current().id();
+        let runs_here = |device| apart(&options(device), || Ok(thread::current().id() == caller)).unwrap();
+        assert!(!runs_here("auto") && !runs_here("cuda:0"));
+        assert!(runs_here("cpu") && runs_here("echo"));
+    }
+
+    #[test]
+    fn a_panic_there_is_the_callers() {
+        let work = || -> Result<()> { panic!("out of order") };
+        let panic = std::panic::catch_unwind(|| apart(&options("auto"), work)).unwrap_err();
+        assert_eq!(panic.downcast_ref::<&str>(), Some(&"out of order"));
     }
 }

@@ -184,25 +184,19 @@ impl Gpu {
 
     /// Turns a result into an error of `operation`; sticky ones lose the device.
     pub(super) fn check(&self, operation: &'static str, result: CUresult) -> BackendResult<()> {
-        match result {
-            CUresult::CUDA_SUCCESS => Ok(()),
-            // These leave the context usable: the arguments of the call are at fault.
-            CUresult::CUDA_ERROR_INVALID_VALUE
-            | CUresult::CUDA_ERROR_INVALID_HANDLE
-            | CUresult::CUDA_ERROR_NOT_SUPPORTED
-            | CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES
-            | CUresult::CUDA_ERROR_INVALID_IMAGE
-            | CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
-            | CUresult::CUDA_ERROR_NOT_FOUND
-                if !self.is_lost.get() =>
-            {
-                Err(BackendError::InvalidArgument { operation, message: describe(result) })
-            }
-            error => {
-                self.is_lost.set(true);
-                Err(lost(operation, describe(error)))
-            }
+        if result == CUresult::CUDA_SUCCESS {
+            return Ok(());
         }
+        let message = describe(result);
+        let fault = if self.is_lost.get() { Fault::Device } else { Fault::of(result) };
+        Err(match fault {
+            Fault::Arguments => BackendError::InvalidArgument { operation, message },
+            Fault::Memory => BackendError::DeviceFull { operation, message },
+            Fault::Device => {
+                self.is_lost.set(true);
+                lost(operation, message)
+            }
+        })
     }
 
     /// Launches `kernel` on the stream; a grid without blocks is no launch.
@@ -382,6 +376,33 @@ impl Drop for Gpu {
     }
 }
 
+/// What an error of the driver says about the context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// It is usable: the arguments of the call are at fault.
+    Arguments,
+    /// It is usable, but the device's memory is taken.
+    Memory,
+    /// It is lost.
+    Device,
+}
+
+impl Fault {
+    fn of(error: CUresult) -> Fault {
+        match error {
+            CUresult::CUDA_ERROR_INVALID_VALUE
+            | CUresult::CUDA_ERROR_INVALID_HANDLE
+            | CUresult::CUDA_ERROR_NOT_SUPPORTED
+            | CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES
+            | CUresult::CUDA_ERROR_INVALID_IMAGE
+            | CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
+            | CUresult::CUDA_ERROR_NOT_FOUND => Fault::Arguments,
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => Fault::Memory,
+            _ => Fault::Device,
+        }
+    }
+}
+
 /// Parameters of a kernel.
 ///
 /// # Safety
@@ -522,4 +543,22 @@ pub(super) fn describe(error: CUresult) -> String {
         }
     }
     format!("{error:?}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_device_is_not_a_lost_one() {
+        assert_eq!(Fault::of(CUresult::CUDA_ERROR_OUT_OF_MEMORY), Fault::Memory);
+        assert_eq!(Fault::of(CUresult::CUDA_ERROR_INVALID_VALUE), Fault::Arguments);
+        for sticky in [
+            CUresult::CUDA_ERROR_ILLEGAL_ADDRESS,
+            CUresult::CUDA_ERROR_LAUNCH_FAILED,
+            CUresult::CUDA_ERROR_ECC_UNCORRECTABLE,
+        ] {
+            assert_eq!(Fault::of(sticky), Fault::Device, "{sticky:?}");
+        }
+    }
 }

@@ -137,7 +137,13 @@ impl Cuda {
         let gpu = Gpu::open(ordinal)?;
         let cublas = CublasLt::open()?;
         let fail = |error: BackendError| {
-            Error::new(Status::DeviceUnavailable, format!("CUDA device {ordinal} ({}): {error}", gpu.name()))
+            let status = match &error {
+                BackendError::OutOfMemory { .. } | BackendError::DeviceFull { .. } => {
+                    Status::DeviceOutOfMemory
+                }
+                _ => Status::DeviceUnavailable,
+            };
+            Error::new(status, format!("CUDA device {ordinal} ({}): {error}", gpu.name()))
         };
         let modules = Modules::load(&gpu).map_err(fail)?;
         let kernels = Kernels::new(&gpu, &modules, cublas).map_err(fail)?;
