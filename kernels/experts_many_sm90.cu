@@ -9,18 +9,13 @@
 // by vector. The other two multiply 64 pairs each and store their results while the next work's stages fill.
 
 #include "experts.cuh"
-#include "hopper.cuh"
+#include "tiles_sm90.cuh"
 
-constexpr int TILE_ROWS = 128;
 constexpr int WEIGHT_ROWS = 256;
 constexpr int BOX_ROWS = WEIGHT_ROWS / 2;
-// Elements of k in a stage, one panel of 128 bytes.
-constexpr int STAGE_K = 64;
-constexpr uint32_t PANEL_BYTES = 2 * STAGE_K;
 constexpr uint32_t STAGES = 4;
 constexpr int CONSUMERS = 2;
 constexpr int CONSUMER_WARPS = WARPGROUP_THREADS / WARP_THREADS;
-constexpr int CONSUMER_ROWS = TILE_ROWS / CONSUMERS;
 constexpr int THREADS = (1 + CONSUMERS) * WARPGROUP_THREADS;
 
 struct HopperProductParams {
@@ -33,29 +28,7 @@ struct HopperProductParams {
 };
 static_assert(sizeof(HopperProductParams) == 256, "mirrored in experts.rs");
 
-// Places in shared memory.
-struct SharedLayout {
-  static constexpr uint32_t ALIGNMENT = 1024;
-  static constexpr uint32_t INPUT_BYTES = TILE_ROWS * PANEL_BYTES;
-  static constexpr uint32_t WEIGHT_BYTES = WEIGHT_ROWS * PANEL_BYTES;
-  static constexpr uint32_t STAGE_BYTES = INPUT_BYTES + WEIGHT_BYTES;
-
-  uint32_t base;
-
-  __device__ inline uint32_t inputs(uint32_t stage) const { return base + stage * STAGE_BYTES; }
-  __device__ inline uint32_t weights(uint32_t stage) const { return inputs(stage) + INPUT_BYTES; }
-  __device__ inline uint32_t full(uint32_t stage) const { return base + STAGES * STAGE_BYTES + stage * 8; }
-  __device__ inline uint32_t empty(uint32_t stage) const { return full(STAGES + stage); }
-
-  __device__ inline void init_barriers() const {
-    for (uint32_t stage = 0; stage < STAGES; stage++) {
-      // Every thread that copies vectors, and the one that copies boxes.
-      init_barrier(full(stage), WARPGROUP_THREADS + 1);
-      init_barrier(empty(stage), CONSUMERS * CONSUMER_WARPS);
-    }
-    fence_barrier_init();
-  }
-};
+using Shape = StageLayout<WEIGHT_ROWS, STAGES>;
 
 // The works of a block, one after the other.
 struct Works {
@@ -81,11 +54,11 @@ template <typename T, Product PRODUCT> struct Producer {
   static constexpr int VECTORS = TILE_ROWS / ROWS_APART;
 
   const HopperProductParams &params;
-  const SharedLayout shared;
+  const Shape shared;
   // Runs of all works so far.
   uint32_t run = 0;
 
-  __device__ inline Producer(const HopperProductParams &params, SharedLayout shared) : params(params), shared(shared) {}
+  __device__ inline Producer(const HopperProductParams &params, Shape shared) : params(params), shared(shared) {}
 
   // Starts the copies of the work's rows of the weights, half of which are the other half's where there is a gate.
   __device__ inline void copy_weights(const ExpertWork &work, uint32_t stage, uint32_t first_k) const {
@@ -94,8 +67,8 @@ template <typename T, Product PRODUCT> struct Producer {
     const uint32_t apart = IS_GATED ? features : BOX_ROWS;
     const uint32_t first_feature = work.feature_block * (IS_GATED ? BOX_ROWS : WEIGHT_ROWS);
     const uint32_t row = work.expert * (IS_GATED ? 2 : 1) * features + first_feature;
-    const uint32_t target = shared.weights(stage);
-    arrive_expecting(shared.full(stage), SharedLayout::WEIGHT_BYTES);
+    const uint32_t target = shared.weight(stage);
+    arrive_expecting(shared.full(stage), Shape::WEIGHT_BYTES);
     copy_box(target, &params.weights, first_k, row, shared.full(stage));
     copy_box(target + BOX_ROWS * PANEL_BYTES, &params.weights, first_k, row + apart, shared.full(stage));
   }
@@ -126,7 +99,7 @@ template <typename T, Product PRODUCT> struct Producer {
       const bool is_valid = k < in_features;
       const T *source = input + (is_valid ? k : 0);
       // The permutation of panels of 128 bytes; rows a multiple of 8 apart permute alike.
-      uint32_t target = shared.inputs(stage) + row * PANEL_BYTES + (vector ^ row % 8) * 16;
+      uint32_t target = shared.input(stage) + row * PANEL_BYTES + (vector ^ row % 8) * 16;
 #pragma unroll
       for (int i = 0; i < VECTORS; i++) {
         copy_async(target, source + offsets[i], is_valid && row + i * ROWS_APART < work.num_pairs);
@@ -158,12 +131,12 @@ template <typename T, Product PRODUCT> struct Consumer {
   static constexpr int FEATURES = IS_GATED ? BOX_ROWS : WEIGHT_ROWS;
 
   const HopperProductParams &params;
-  const SharedLayout shared;
-  const uint32_t first_row = (threadIdx.x / WARPGROUP_THREADS - 1) * CONSUMER_ROWS;
+  const Shape shared;
+  const uint32_t first_row = (threadIdx.x / WARPGROUP_THREADS - 1) * WARPGROUP_ROWS;
   const uint32_t lane = threadIdx.x % WARP_THREADS;
   uint32_t run = 0;
 
-  __device__ inline Consumer(const HopperProductParams &params, SharedLayout shared) : params(params), shared(shared) {}
+  __device__ inline Consumer(const HopperProductParams &params, Shape shared) : params(params), shared(shared) {}
 
   __device__ inline void release(uint32_t run) const {
     if (lane == 0) {
@@ -177,16 +150,7 @@ template <typename T, Product PRODUCT> struct Consumer {
     for (uint32_t i = 0; i < num_runs; i++, run++) {
       const uint32_t stage = run % STAGES;
       wait(shared.full(stage), run / STAGES % 2);
-      const uint64_t inputs =
-          describe_tile<PANEL_BYTES>(shared.inputs(stage) + first_row * PANEL_BYTES, 0);
-      const uint64_t weights = describe_tile<PANEL_BYTES>(shared.weights(stage), 0);
-      begin_products();
-#pragma unroll
-      for (int step = 0; step < STAGE_K / 16; step++) {
-        Products<T, WEIGHT_ROWS>::multiply_shared(sums, advance(inputs, 32 * step), advance(weights, 32 * step),
-                                                  i > 0 || step > 0);
-      }
-      commit_products();
+      shared.template multiply<T>(sums, stage, first_row, i > 0);
       if (i > 0) {
         wait_products<1>();
         release(run - 1);
@@ -265,12 +229,11 @@ template <typename T, Product PRODUCT> struct Consumer {
 
 template <typename T, Product PRODUCT> __device__ inline void multiply_many(const HopperProductParams &params) {
   extern __shared__ __align__(1024) unsigned char memory[];
-  const uint32_t unaligned = shared_address(memory);
-  constexpr uint32_t ALIGNMENT = SharedLayout::ALIGNMENT;
-  const SharedLayout shared{(unaligned + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT};
+  const Shape shared(memory);
   if (threadIdx.x == 0) {
     prefetch_map(&params.weights);
-    shared.init_barriers();
+    // Every thread that copies vectors arrives, and the one that copies boxes; then the warps that have read.
+    shared.init_barriers(WARPGROUP_THREADS + 1, CONSUMERS * CONSUMER_WARPS);
   }
   __syncthreads();
   wait_for_predecessor();

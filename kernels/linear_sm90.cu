@@ -12,12 +12,8 @@
 // reads fits the second-level cache.
 
 #include "activation.cuh"
-#include "hopper.cuh"
+#include "tiles_sm90.cuh"
 
-constexpr int TILE_ROWS = 128;
-// Elements of k in a stage: one panel of 128 bytes.
-constexpr int STAGE_K = 64;
-constexpr int PANEL_BYTES = 2 * STAGE_K;
 constexpr int CLUSTER = 2;
 constexpr int CONSUMER_WARPS = 8;
 // Another warpgroup copies, one warp of it.
@@ -46,23 +42,7 @@ static_assert(sizeof(LinearParams) == 384, "mirrored in linear_sm90.rs");
 // What becomes of a sum.
 enum class Epilogue { NONE, PLAIN, GATED };
 
-template <int COLUMNS> struct LinearShape {
-  static constexpr int STAGES = COLUMNS > 128 ? 4 : 6;
-  static constexpr uint32_t ALIGNMENT = 1024;
-  static constexpr uint32_t INPUT_BYTES = TILE_ROWS * STAGE_K * 2;
-  static constexpr uint32_t WEIGHT_BYTES = COLUMNS * STAGE_K * 2;
-  static constexpr uint32_t STAGE_BYTES = INPUT_BYTES + WEIGHT_BYTES;
-  static constexpr uint32_t BARRIERS_START = STAGES * STAGE_BYTES;
-  // Mirrored in linear_sm90.rs.
-  static constexpr uint32_t BYTES = ALIGNMENT + BARRIERS_START + STAGES * 16;
-
-  uint32_t start;
-
-  __device__ inline uint32_t input(uint32_t stage) const { return start + stage * STAGE_BYTES; }
-  __device__ inline uint32_t weight(uint32_t stage) const { return input(stage) + INPUT_BYTES; }
-  __device__ inline uint32_t full(uint32_t stage) const { return start + BARRIERS_START + stage * 16; }
-  __device__ inline uint32_t empty(uint32_t stage) const { return full(stage) + 8; }
-};
+template <int COLUMNS> using LinearShape = StageLayout<COLUMNS, (COLUMNS > 128 ? 4 : 6)>;
 
 // First row and column of a block's tile number `index` of its cluster; of `out`, whose columns are half as many as a
 // tile's with a gate.
@@ -136,18 +116,11 @@ template <typename T, int COLUMNS, Epilogue EPILOGUE> struct Consumer {
   }
 
   __device__ inline void multiply(Sums &sums) {
-    const uint32_t first_row = threadIdx.x / WARPGROUP_THREADS * 64;
+    const uint32_t first_row = threadIdx.x / WARPGROUP_THREADS * WARPGROUP_ROWS;
     uint32_t last_stage = 0;
     for (uint32_t k = 0; k < params.in_features; k += STAGE_K) {
       wait(shared.full(ring.stage), ring.parity);
-      const uint64_t a = describe_tile<PANEL_BYTES>(shared.input(ring.stage) + first_row * PANEL_BYTES, 0);
-      const uint64_t b = describe_tile<PANEL_BYTES>(shared.weight(ring.stage), 0);
-      begin_products();
-#pragma unroll
-      for (int step = 0; step < STAGE_K / 16; step++) {
-        Products<T, COLUMNS>::multiply_shared(sums, advance(a, step * 32), advance(b, step * 32), k + step > 0);
-      }
-      commit_products();
+      shared.template multiply<T>(sums, ring.stage, first_row, k > 0);
       if (k > 0) {
         wait_products<1>();
         release(last_stage);
@@ -244,16 +217,13 @@ template <typename T, int COLUMNS, Epilogue EPILOGUE> __device__ inline void lin
   using Shape = LinearShape<COLUMNS>;
   using Consumer = Consumer<T, COLUMNS, EPILOGUE>;
   extern __shared__ __align__(1024) unsigned char memory[];
-  const Shape shared{(shared_address(memory) + Shape::ALIGNMENT - 1) / Shape::ALIGNMENT * Shape::ALIGNMENT};
+  const Shape shared(memory);
   const uint32_t rank = cluster_rank();
   if (threadIdx.x == 0) {
     prefetch_map(&params.input);
     prefetch_map(&params.weight);
-    for (uint32_t stage = 0; stage < Shape::STAGES; stage++) {
-      init_barrier(shared.full(stage), 1);
-      init_barrier(shared.empty(stage), CLUSTER * CONSUMER_WARPS);
-    }
-    fence_barrier_init();
+    // One thread announces the copies; the warps of both blocks read what they bring.
+    shared.init_barriers(1, CLUSTER * CONSUMER_WARPS);
   }
   sync_cluster();
   wait_for_predecessor();
