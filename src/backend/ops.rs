@@ -429,8 +429,13 @@ pub enum Feature {
     Window,
     /// [`QkvTransform::norm`].
     QkNorm,
-    /// [`super::Backend::mix_experts`].
-    Experts,
+    /// [`super::Backend::mix_experts`] with so many experts, of which a token's so many are chosen.
+    Experts {
+        /// Experts in all.
+        num_experts: usize,
+        /// Experts of one token.
+        num_chosen: usize,
+    },
     /// Heads of this many elements, as stored.
     HeadDim(usize),
     /// Rows of this many elements between operations, as stored.

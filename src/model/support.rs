@@ -14,12 +14,20 @@ impl ModelSpec {
             ("attention.qk_norm", "a norm", attention.qk_norm.is_some(), Feature::QkNorm),
             ("attention.score_soft_cap", "a cap", attention.score_soft_cap.is_some(), Feature::ScoreSoftCap),
             ("attention.sliding_window", "a window", attention.sliding_window.is_some(), Feature::Window),
-            ("experts", "a mixture of experts", self.experts.is_some(), Feature::Experts),
         ];
         for (field, what, is_used, feature) in features {
             if is_used && !backend.supports(feature) {
                 let message = format!("{what} is not supported on this device; use device cpu");
                 return Err(ModelError::unsupported(field, message));
+            }
+        }
+        if let Some(experts) = &self.experts {
+            let (num_experts, num_chosen) = (experts.num_experts, experts.num_chosen);
+            if !backend.supports(Feature::Experts { num_experts, num_chosen }) {
+                let message = format!(
+                    "{num_chosen} of {num_experts} experts are not supported on this device; use device cpu"
+                );
+                return Err(ModelError::unsupported("experts", message));
             }
         }
         let head_dim = backend.stored_head_dim(self.heads.head_dim);

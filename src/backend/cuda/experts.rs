@@ -193,6 +193,11 @@ pub(super) struct Experts {
     workspace: Option<(ExpertLimits, Layout)>,
 }
 
+/// Whether the kernels route to `num_chosen` of `num_experts`.
+pub(super) fn supports(num_experts: usize, num_chosen: usize) -> bool {
+    num_experts <= MAX_EXPERTS && num_chosen <= MAX_CHOSEN
+}
+
 impl Experts {
     pub(super) fn new(gpu: &Gpu, modules: &Modules) -> BackendResult<Experts> {
         let products = TILE_SHAPES.into_iter().map(|shape| Products::new(gpu, modules, shape));
@@ -219,7 +224,7 @@ impl Experts {
         limits: &ExpertLimits,
     ) -> BackendResult<()> {
         let ExpertLimits { num_experts, num_chosen, hidden, width, .. } = *limits;
-        let is_supported = num_experts <= MAX_EXPERTS && num_chosen <= MAX_CHOSEN;
+        let is_supported = supports(num_experts, num_chosen);
         check.require(is_supported && (1..=num_experts).contains(&num_chosen), || {
             format!(
                 "{num_chosen} of {num_experts} experts; the CUDA backend takes up to {MAX_CHOSEN} of {MAX_EXPERTS}"
@@ -411,6 +416,12 @@ mod tests {
 
     const MIXTRAL: ExpertLimits =
         ExpertLimits { max_tokens: 8192, num_experts: 8, num_chosen: 2, hidden: 4096, width: 14_336 };
+
+    #[test]
+    fn choices_that_the_kernels_do_not_take_are_told_before_anything_is_loaded() {
+        assert!(supports(8, 2) && supports(4096, 32));
+        assert!(!supports(64, 33) && !supports(4097, 2));
+    }
 
     #[test]
     fn parts_bound_the_workspace() {

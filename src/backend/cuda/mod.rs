@@ -239,7 +239,8 @@ impl Backend for Cuda {
     fn supports(&self, feature: Feature) -> bool {
         match feature {
             Feature::ScoreSoftCap | Feature::Alibi | Feature::Window => true,
-            Feature::QkNorm | Feature::Experts => true,
+            Feature::QkNorm => true,
+            Feature::Experts { num_experts, num_chosen } => experts::supports(num_experts, num_chosen),
             Feature::HeadDim(head_dim) => attention::HEAD_DIMS.contains(&head_dim),
             Feature::Width(width) => width.is_multiple_of(tensor::VECTOR_ELEMENTS),
         }

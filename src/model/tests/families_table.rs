@@ -74,7 +74,6 @@ fn needs(spec: &ModelSpec) -> BTreeSet<&'static str> {
         ("ALiBi", Feature::Alibi, matches!(spec.positions, Positions::Alibi { .. })),
         ("the window", Feature::Window, attention.sliding_window.is_some()),
         ("the soft cap", Feature::ScoreSoftCap, attention.score_soft_cap.is_some()),
-        ("experts", Feature::Experts, spec.experts.is_some()),
     ];
     let lacking =
         needs.into_iter().filter(|(_, feature, is_needed)| *is_needed && CUDA_LACKS.contains(feature));
