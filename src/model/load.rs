@@ -19,8 +19,8 @@ const DEFAULT_THREADS_MAX: usize = 16;
 /// Tensors that checkpoints carry and nobody needs, by the end of their names: precomputed RoPE frequencies,
 /// causal masks, and GGUF's frequency factors, which are part of the spec.
 const HARMLESS_SUFFIXES: [&str; 9] = [
-    ".rotary_emb.inv_freq",
-    ".rotary_pos_emb.inv_freq",
+    "rotary_emb.inv_freq",
+    "rotary_pos_emb.inv_freq",
     ".attn.bias",
     ".attn.masked_bias",
     ".attention.bias",

@@ -32,11 +32,9 @@ impl<'a> Config<'a> {
         Self { prefix: self.prefix.clone(), fields, checkpoint: self.checkpoint }
     }
 
-    /// The first of `prefixes` under which the checkpoint has a tensor `name`, else the first: models are published
-    /// with and without the prefix of a wrapper.
-    pub(super) fn find_prefix<'p>(&self, prefixes: &[&'p str], name: &str) -> &'p str {
-        let is_there = |prefix: &&&str| self.checkpoint.tensor(&format!("{prefix}{name}")).is_some();
-        prefixes.iter().find(is_there).unwrap_or(&prefixes[0])
+    /// Whether the checkpoint has a tensor of this name.
+    pub(super) fn has_tensor(&self, name: &str) -> bool {
+        self.checkpoint.tensor(name).is_some()
     }
 
     /// A field's name with the objects that it is in.

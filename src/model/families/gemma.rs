@@ -27,7 +27,7 @@ fn from_gemma_config(config: &Config) -> ModelResult<ModelSpec> {
 
 fn from_gemma2_config(config: &Config) -> ModelResult<ModelSpec> {
     let mut spec = describe(config, "gemma2")?;
-    add_outer_norms(&mut spec, "model.");
+    add_outer_norms(&mut spec);
     spec.heads.scale = query_scale(config)?;
     spec.attention.score_soft_cap =
         config.number_unless_null("attn_logit_softcapping", 50.0)?.map(|cap| cap as f32);
@@ -54,8 +54,8 @@ pub(super) fn describe(config: &Config, family: &str) -> ModelResult<ModelSpec> 
 }
 
 /// Norms before and after each block.
-pub(super) fn add_outer_norms(spec: &mut ModelSpec, prefix: &str) {
-    let layer = format!("{prefix}layers.{{layer}}.");
+pub(super) fn add_outer_norms(spec: &mut ModelSpec) {
+    let layer = "model.layers.{layer}.";
     spec.block = BlockShape::Sandwich;
     spec.weights.post_attention_norm = Some(named(format!("{layer}post_attention_layernorm"), false));
     spec.weights.mlp_norm = Some(named(format!("{layer}pre_feedforward_layernorm"), false));

@@ -5,10 +5,11 @@ use crate::model::error::{ModelError, ModelResult};
 use crate::model::families::Family;
 use crate::model::families::config::Config;
 use crate::model::families::gemma::{add_outer_norms, describe, query_scale};
-use crate::model::families::parts::{Biases, DEFAULT_THETA, layers_of_type, llama_names, named};
+use crate::model::families::parts::{DEFAULT_THETA, layers_of_type};
+use crate::model::families::qwen::normalise_heads;
 use crate::model::families::rope::Rope;
 use crate::model::spec::{
-    LayerSet, LocalRope, ModelSpec, NormExtent, Positions, RopePairing, RopeScaling, SlidingWindow,
+    LayerSet, LocalRope, ModelSpec, Positions, RopePairing, RopeScaling, SlidingWindow,
 };
 
 pub(super) const FAMILY: Family = Family {
@@ -31,14 +32,8 @@ fn from_config(config: &Config) -> ModelResult<ModelSpec> {
     let text = config.object("text_config")?;
     let config = &text.as_ref().unwrap_or(config).with_defaults(&DEFAULTS);
     let mut spec = describe(config, "gemma3")?;
-    let prefix = config
-        .find_prefix(&["model.", "language_model.model.", "model.language_model."], "embed_tokens.weight");
-    let bias = config.flag("attention_bias", false)?;
-    spec.weights = llama_names(prefix, Biases { qkv: bias, attention_output: bias, mlp: false });
-    add_outer_norms(&mut spec, prefix);
-    spec.attention.qk_norm = Some(NormExtent::Head);
-    spec.weights.query_norm = Some(named(format!("{prefix}layers.{{layer}}.self_attn.q_norm"), false));
-    spec.weights.key_norm = Some(named(format!("{prefix}layers.{{layer}}.self_attn.k_norm"), false));
+    add_outer_norms(&mut spec);
+    normalise_heads(&mut spec);
     spec.heads.scale = query_scale(config)?;
     spec.attention.score_soft_cap = config.number("attn_logit_softcapping")?.map(|cap| cap as f32);
     spec.logits.soft_cap = config.number("final_logit_softcapping")?.map(|cap| cap as f32);

@@ -23,6 +23,7 @@ mod opt;
 mod parts;
 mod phi;
 mod phi3;
+mod prefix;
 mod qwen;
 mod qwen_moe;
 mod rope;
@@ -130,7 +131,9 @@ fn parse_spec(bytes: &[u8]) -> ModelResult<ModelSpec> {
 fn from_config(config: &Config) -> ModelResult<ModelSpec> {
     let family = find_by_config(config)?;
     config.refuse_quantized()?;
-    (family.from_config)(config)
+    let mut spec = (family.from_config)(config)?;
+    config.fit_names(&mut spec.weights);
+    Ok(spec)
 }
 
 fn find_by_config(config: &Config) -> ModelResult<&'static Family> {

@@ -58,13 +58,13 @@ pub(super) fn describe_llama(config: &Config, family: &str, biases: Biases) -> M
         experts: None,
         output: config.output(false)?,
         logits: LogitExtras::default(),
-        weights: llama_names(config.find_prefix(&["model.", ""], "embed_tokens.weight"), biases),
+        weights: llama_names(biases),
     })
 }
 
-/// Llama's names of tensors under `prefix`; a checkpoint without prefix is a bare model's.
-pub(super) fn llama_names(prefix: &str, biases: Biases) -> WeightNames {
-    let layer = format!("{prefix}layers.{{layer}}.");
+/// Llama's names of tensors.
+fn llama_names(biases: Biases) -> WeightNames {
+    let layer = "model.layers.{layer}.";
     let qkv = QkvNames::Separate {
         query: named(format!("{layer}self_attn.q_proj"), biases.qkv),
         key: named(format!("{layer}self_attn.k_proj"), biases.qkv),
@@ -75,9 +75,9 @@ pub(super) fn llama_names(prefix: &str, biases: Biases) -> WeightNames {
         attention_norm: Some(named(format!("{layer}input_layernorm"), false)),
         mlp_norm: Some(named(format!("{layer}post_attention_layernorm"), false)),
         mlp: Some(gated_names(&format!("{layer}mlp."), biases.mlp)),
-        final_norm: Some(named(format!("{prefix}norm"), false)),
+        final_norm: Some(named("model.norm", false)),
         head: Some(named("lm_head", false)),
-        ..bare_names(format!("{prefix}embed_tokens.weight"), qkv, output)
+        ..bare_names("model.embed_tokens.weight".to_owned(), qkv, output)
     }
 }
 

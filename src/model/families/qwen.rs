@@ -35,7 +35,7 @@ fn from_qwen3_config(config: &Config) -> ModelResult<ModelSpec> {
     Ok(spec)
 }
 
-/// Qwen 3's norms of queries and keys.
+/// Norms of queries and keys, as Qwen 3 has them.
 pub(super) fn normalise_heads(spec: &mut ModelSpec) {
     let attention = "model.layers.{layer}.self_attn.";
     spec.attention.qk_norm = Some(NormExtent::Head);

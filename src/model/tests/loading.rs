@@ -23,10 +23,10 @@ use crate::model::weights::Weights;
 use crate::quant::decode_bf16;
 
 /// A named tensor of a checkpoint that is about to be written.
-type Named = (String, Dtype, Vec<usize>, Vec<u8>);
+pub(super) type Named = (String, Dtype, Vec<usize>, Vec<u8>);
 
 /// A copy of a golden directory whose tensors `edit` may change.
-fn edited(name: &str, edit: impl FnOnce(&mut Vec<Named>)) -> tempfile::TempDir {
+pub(super) fn edited(name: &str, edit: impl FnOnce(&mut Vec<Named>)) -> tempfile::TempDir {
     let source = golden(name);
     let bytes = std::fs::read(source.join("model.safetensors")).unwrap();
     let mut tensors: Vec<Named> = SafeTensors::deserialize(&bytes)
