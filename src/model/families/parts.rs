@@ -45,7 +45,7 @@ pub(super) fn describe_llama(config: &Config, family: &str, biases: Biases) -> M
         vocab_size: config.required_size("vocab_size")?,
         max_positions: rope.max_positions,
         embedding: EmbeddingExtras::default(),
-        positions: rope.positions(head_dim, 1.0, RopePairing::Half),
+        positions: rope.positions(head_dim, RopePairing::Half),
         norm: Norm {
             kind: NormKind::Rms,
             epsilon: config.epsilon("rms_norm_eps", 1e-6)?,
@@ -156,6 +156,7 @@ pub(super) fn rotate_part(
     pairing: RopePairing,
 ) -> ModelResult<()> {
     let rope = config.rope(DEFAULT_THETA, config.required_size("max_position_embeddings")?)?;
-    spec.positions = rope.positions(spec.heads.head_dim, default_part, pairing);
+    let rotary_dim = rope.rotary_dim(spec.heads.head_dim, default_part);
+    spec.positions = rope.positions(rotary_dim, pairing);
     Ok(())
 }
