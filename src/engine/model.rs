@@ -1,7 +1,7 @@
 //! A model directory or GGUF file on a backend: sizes first, then weights.
 
 use crate::backend::{Backend, BackendLimits, DType};
-use crate::config::{DTypeChoice, EngineOptions};
+use crate::config::{DTypeChoice, EngineOptions, LogLevel};
 use crate::engine::create::{EngineFacts, EngineParts, block_size};
 use crate::engine::executor::ModelExecutor;
 use crate::engine::info::MemoryPlan;
@@ -11,6 +11,7 @@ use crate::model::decoder::{Decoder, DecoderConfig};
 use crate::model::families::load_spec;
 use crate::model::load::LoadOptions;
 use crate::model::memory::memory_plan;
+use crate::model::rope;
 use crate::model::spec::ModelSpec;
 use crate::token::Tokenizer;
 
@@ -32,6 +33,9 @@ pub(super) fn load<B: Backend>(target: Target<B>, options: &EngineOptions) -> Re
     let Sizes { config, memory } = Sizes::choose(&target, &spec, options)?;
     if !memory.fits {
         return Err(does_not_fit(&memory, options));
+    }
+    if let Some(choice) = rope::choice(&spec, config.max_model_len) {
+        options.logger.log(LogLevel::Info, format_args!("{choice}"));
     }
     let tokenizer = Tokenizer::load(&checkpoint)?;
     if tokenizer.vocab_size() > spec.vocab_size {
@@ -76,8 +80,10 @@ impl Sizes {
                 options.max_model_len, spec.max_positions
             )));
         }
-        let max_model_len =
-            if options.max_model_len == 0 { spec.max_positions } else { options.max_model_len };
+        let max_model_len = match options.max_model_len {
+            0 => rope::default_context(spec),
+            max_model_len => max_model_len,
+        };
         let dtype = match options.dtype {
             DTypeChoice::Auto | DTypeChoice::Bf16 => DType::Bf16,
             DTypeChoice::F32 => DType::F32,
