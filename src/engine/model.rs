@@ -191,7 +191,10 @@ fn does_not_fit(memory: &MemoryPlan, options: &EngineOptions) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::backend::cpu::Cpu;
 
     fn num_blocks(budget: CacheBudget, change: impl FnOnce(&mut EngineOptions)) -> u64 {
         let mut options = EngineOptions::new("model");
@@ -219,6 +222,25 @@ mod tests {
         assert_eq!(blocks(false, 100_000), 80);
         assert_eq!(blocks(false, 440), 1);
         assert_eq!(blocks(false, 0), 80);
+    }
+
+    /// The model's base is raised for more than 16 positions, of which it supports 33.
+    #[test]
+    fn contexts_are_stretched_only_where_that_is_asked_for() {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama_tiny_dynamic");
+        let longest_request = |max_model_len| {
+            let backend = Cpu::new(1).unwrap();
+            let device = "cpu".to_owned();
+            let target = Target { backend, device, pipeline_depth: 1, shares_host_memory: true };
+            let mut options = EngineOptions::new(&model);
+            options.max_model_len = max_model_len;
+            options.max_num_sequences = 2;
+            options.max_batched_tokens = 8;
+            plan(&target, &options).map(|plan| plan.max_model_len)
+        };
+        assert_eq!(longest_request(0).unwrap(), 16);
+        assert_eq!(longest_request(33).unwrap(), 33);
+        assert!(longest_request(34).unwrap_err().message().contains("33 positions"));
     }
 
     #[test]

@@ -66,7 +66,7 @@ const ROWS: [Row; 31] = [
     ("Falcon RW", &["falcon_rw"], &[], NONE),
     ("MPT", &["mpt"], &[], OWN),
     ("BLOOM", &["bloom"], &["bloom"], NONE),
-    ("OPT, except 350M and Galactica", &["opt", "opt_published"], &[], NONE),
+    ("OPT, except 350M and others named below", &["opt", "opt_published"], &[], NONE),
 ];
 
 /// Llama's GGUF file has tests of its own.
