@@ -95,7 +95,8 @@ pub struct EngineOptions {
     /// Token budget of one step: decodes first, then chunks of prompts. Above
     /// `max_num_sequences`; 0: 512, on CUDA 8192.
     pub max_batched_tokens: usize,
-    /// Longest prompt plus output, in tokens; 0: what the model was trained for.
+    /// Longest prompt plus output, in tokens; 0: what the model was trained for. Where RoPE depends on the context's
+    /// length (dynamic NTK, LongRoPE), it is that of this length for every request, however short.
     pub max_model_len: usize,
     /// Tokens in a KV block; 0: the default, 64. A multiple of 16.
     pub kv_block_size: usize,

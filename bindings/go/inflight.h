@@ -417,7 +417,9 @@ typedef struct {
     uint32_t max_num_sequences;
     /// Tokens that one step runs at most, over all sequences; default 512, on CUDA 8192.
     uint32_t max_batched_tokens;
-    /// Longest prompt plus output of one request in tokens; default: what the model was trained for.
+    /// Longest prompt plus output of one request in tokens; default: what the model was trained for. Where
+    /// RoPE depends on the context's length (dynamic NTK, LongRoPE), it is that of this length for every
+    /// request, however short.
     uint32_t max_model_len;
     /// Tokens in a block of the KV cache, a multiple of 16; default 64.
     uint32_t kv_block_size;

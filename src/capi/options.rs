@@ -72,7 +72,9 @@ pub struct ifl_engine_options {
     pub max_num_sequences: u32,
     /// Tokens that one step runs at most, over all sequences; default 512, on CUDA 8192.
     pub max_batched_tokens: u32,
-    /// Longest prompt plus output of one request in tokens; default: what the model was trained for.
+    /// Longest prompt plus output of one request in tokens; default: what the model was trained for. Where
+    /// RoPE depends on the context's length (dynamic NTK, LongRoPE), it is that of this length for every
+    /// request, however short.
     pub max_model_len: u32,
     /// Tokens in a block of the KV cache, a multiple of 16; default 64.
     pub kv_block_size: u32,

@@ -1,7 +1,7 @@
 //! A model directory or GGUF file on a backend: sizes first, then weights.
 
 use crate::backend::{Backend, BackendLimits, DType};
-use crate::config::{DTypeChoice, EngineOptions};
+use crate::config::{DTypeChoice, EngineOptions, LogLevel};
 use crate::engine::create::{EngineFacts, EngineParts, block_size};
 use crate::engine::executor::ModelExecutor;
 use crate::engine::info::MemoryPlan;
@@ -11,6 +11,7 @@ use crate::model::decoder::{Decoder, DecoderConfig};
 use crate::model::families::load_spec;
 use crate::model::load::LoadOptions;
 use crate::model::memory::memory_plan;
+use crate::model::rope;
 use crate::model::spec::ModelSpec;
 use crate::token::Tokenizer;
 
@@ -32,6 +33,9 @@ pub(super) fn load<B: Backend>(target: Target<B>, options: &EngineOptions) -> Re
     let Sizes { config, memory } = Sizes::choose(&target, &spec, options)?;
     if !memory.fits {
         return Err(does_not_fit(&memory, options));
+    }
+    if let Some(choice) = rope::choice(&spec, config.max_model_len) {
+        options.logger.log(LogLevel::Info, format_args!("{choice}"));
     }
     let tokenizer = Tokenizer::load(&checkpoint)?;
     if tokenizer.vocab_size() > spec.vocab_size {
@@ -76,8 +80,10 @@ impl Sizes {
                 options.max_model_len, spec.max_positions
             )));
         }
-        let max_model_len =
-            if options.max_model_len == 0 { spec.max_positions } else { options.max_model_len };
+        let max_model_len = match options.max_model_len {
+            0 => rope::default_context(spec),
+            max_model_len => max_model_len,
+        };
         let dtype = match options.dtype {
             DTypeChoice::Auto | DTypeChoice::Bf16 => DType::Bf16,
             DTypeChoice::F32 => DType::F32,
@@ -185,7 +191,10 @@ fn does_not_fit(memory: &MemoryPlan, options: &EngineOptions) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::backend::cpu::Cpu;
 
     fn num_blocks(budget: CacheBudget, change: impl FnOnce(&mut EngineOptions)) -> u64 {
         let mut options = EngineOptions::new("model");
@@ -213,6 +222,25 @@ mod tests {
         assert_eq!(blocks(false, 100_000), 80);
         assert_eq!(blocks(false, 440), 1);
         assert_eq!(blocks(false, 0), 80);
+    }
+
+    /// The model's base is raised for more than 16 positions, of which it supports 33.
+    #[test]
+    fn contexts_are_stretched_only_where_that_is_asked_for() {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama_tiny_dynamic");
+        let longest_request = |max_model_len| {
+            let backend = Cpu::new(1).unwrap();
+            let device = "cpu".to_owned();
+            let target = Target { backend, device, pipeline_depth: 1, shares_host_memory: true };
+            let mut options = EngineOptions::new(&model);
+            options.max_model_len = max_model_len;
+            options.max_num_sequences = 2;
+            options.max_batched_tokens = 8;
+            plan(&target, &options).map(|plan| plan.max_model_len)
+        };
+        assert_eq!(longest_request(0).unwrap(), 16);
+        assert_eq!(longest_request(33).unwrap(), 33);
+        assert!(longest_request(34).unwrap_err().message().contains("33 positions"));
     }
 
     #[test]

@@ -19,8 +19,8 @@ const DEFAULT_THREADS_MAX: usize = 16;
 /// Tensors that checkpoints carry and nobody needs, by the end of their names: precomputed RoPE frequencies,
 /// causal masks, and GGUF's frequency factors, which are part of the spec.
 const HARMLESS_SUFFIXES: [&str; 9] = [
-    ".rotary_emb.inv_freq",
-    ".rotary_pos_emb.inv_freq",
+    "rotary_emb.inv_freq",
+    "rotary_pos_emb.inv_freq",
     ".attn.bias",
     ".attn.masked_bias",
     ".attention.bias",
@@ -66,7 +66,9 @@ pub fn load<B: Backend>(
         Checkpoint::Directory(_) | Checkpoint::Gguf(_) => {
             let table = checkpoint.weights()?;
             check_tensors(spec, &sources, table)
-                .map_err(|error| Error::from(error).context(checkpoint.path().display()))?;
+                .map_err(Error::from)
+                .and_then(|()| check_tied_head(spec, table))
+                .map_err(|error| error.context(checkpoint.path().display()))?;
             Origin::in_checkpoint(&sources, table)
         }
     };
@@ -93,18 +95,14 @@ fn check_tensors(spec: &ModelSpec, sources: &[Source], table: &TensorTable) -> M
         check_tensor(part, table)?;
         expected_names.insert(part.tensor.name.as_str());
     }
-    let tied_head = spec.weights.head.as_ref().filter(|_| spec.output == OutputHead::Tied);
-    let is_tied_head = |name: &str| {
-        tied_head.is_some_and(|head| name == head.weight)
-            && table.get(name).is_some_and(|info| info.shape == [spec.vocab_size, spec.hidden_size])
-    };
+    let tied_head = tied_head(spec);
     let is_harmless = |name: &str| {
         HARMLESS_SUFFIXES.iter().any(|suffix| name.ends_with(suffix))
             || VISION_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
     };
     let leftovers: Vec<&str> = table
         .names()
-        .filter(|&name| !expected_names.contains(name) && !is_tied_head(name) && !is_harmless(name))
+        .filter(|&name| !expected_names.contains(name) && tied_head != Some(name) && !is_harmless(name))
         .collect();
     match leftovers.as_slice() {
         [] => Ok(()),
@@ -117,6 +115,38 @@ fn check_tensors(spec: &ModelSpec, sources: &[Source], table: &TensorTable) -> M
             ),
         )),
     }
+}
+
+/// Name of a head that is the embedding once more.
+fn tied_head(spec: &ModelSpec) -> Option<&str> {
+    let head = spec.weights.head.as_ref().filter(|_| spec.output == OutputHead::Tied)?;
+    Some(&head.weight)
+}
+
+/// A tied head may stand in the checkpoint as a copy of the embedding. One that differs must not be left out in
+/// silence.
+fn check_tied_head(spec: &ModelSpec, table: &TensorTable) -> Result<()> {
+    const CHUNK_BYTES: u64 = 1 << 20;
+    let Some(head) = tied_head(spec).and_then(|name| table.get(name)) else { return Ok(()) };
+    let Some(embedding) = table.get(&spec.weights.embedding) else { return Ok(()) };
+    let mut is_copy = head.encoding == embedding.encoding && head.shape == embedding.shape;
+    let mut buffers = [vec![0; CHUNK_BYTES as usize], vec![0; CHUNK_BYTES as usize]];
+    let mut start = 0;
+    while is_copy && start < head.num_bytes {
+        let num_bytes = CHUNK_BYTES.min(head.num_bytes - start);
+        let [head_bytes, embedding_bytes] =
+            buffers.each_mut().map(|buffer| &mut buffer[..num_bytes as usize]);
+        table.read(head, start, head_bytes)?;
+        table.read(embedding, start, embedding_bytes)?;
+        is_copy = head_bytes == embedding_bytes;
+        start += num_bytes;
+    }
+    if is_copy {
+        return Ok(());
+    }
+    let message = "differs from the embedding, although the two are tied; a model with a head of its own says \
+                   tie_word_embeddings: false in config.json, or output: untied in model_spec.json";
+    Err(ModelError::invalid(format!("tensor {:?}", head.name), message).into())
 }
 
 fn check_tensor(part: &Part, table: &TensorTable) -> ModelResult<()> {

@@ -266,7 +266,64 @@ impl<'a> Fields<'a> {
     }
 }
 
+impl Names {
+    fn rename(&mut self, change: &impl Fn(&mut String)) {
+        change(&mut self.weight);
+        self.bias.iter_mut().for_each(change);
+    }
+}
+
+impl MlpNames {
+    fn rename(&mut self, change: &impl Fn(&mut String)) {
+        let parts = match self {
+            MlpNames::Plain { up, down } => vec![up, down],
+            MlpNames::Gated { gate, up, down } => vec![gate, up, down],
+            MlpNames::FusedGated { gate_up, down } => vec![gate_up, down],
+        };
+        parts.into_iter().for_each(|names| names.rename(change));
+    }
+}
+
 impl WeightNames {
+    /// Changes every name that is there.
+    pub(crate) fn rename(&mut self, change: &impl Fn(&mut String)) {
+        let Self {
+            orientation: _,
+            embedding,
+            position_embedding,
+            embedding_norm,
+            attention_norm,
+            qkv,
+            query_norm,
+            key_norm,
+            attention_output,
+            post_attention_norm,
+            mlp_norm,
+            mlp,
+            experts,
+            post_mlp_norm,
+            final_norm,
+            head,
+        } = self;
+        [Some(embedding), position_embedding.as_mut()].into_iter().flatten().for_each(change);
+        match qkv {
+            QkvNames::Separate { query, key, value } => {
+                [query, key, value].into_iter().for_each(|names| names.rename(change));
+            }
+            QkvNames::Fused { qkv, order: _ } => qkv.rename(change),
+        }
+        mlp.iter_mut().for_each(|mlp| mlp.rename(change));
+        if let Some(ExpertNames { router, experts, shared, shared_gate }) = experts {
+            experts.rename(change);
+            shared.iter_mut().for_each(|mlp| mlp.rename(change));
+            [Some(router), shared_gate.as_mut()].into_iter().flatten().for_each(change);
+        }
+        attention_output.rename(change);
+        let norms = [embedding_norm, attention_norm, query_norm, key_norm, post_attention_norm, mlp_norm];
+        let norms_and_head = norms.into_iter().chain([post_mlp_norm, final_norm, head]);
+        norms_and_head.flatten().for_each(|names| names.rename(change));
+    }
+
     /// Every name that is there.
     pub(crate) fn fields(&self) -> Vec<NamedField<'_>> {
         let mut fields = Fields(Vec::new());

@@ -18,6 +18,42 @@ pub fn tables(spec: &ModelSpec, max_model_len: usize) -> Vec<Rope> {
     [global].into_iter().chain(local).collect()
 }
 
+/// The context that an engine has where nobody asks for another: the longest, but no longer than one for which the
+/// base is not raised yet.
+pub fn default_context(spec: &ModelSpec) -> usize {
+    match &spec.positions {
+        Positions::Rope { scaling: RopeScaling::DynamicNtk { original_max_positions, .. }, .. } => {
+            spec.max_positions.min(*original_max_positions)
+        }
+        _ => spec.max_positions,
+    }
+}
+
+/// For people: which of a model's frequencies contexts of up to `max_model_len` tokens get, and how to get others.
+/// `None` where there is no choice. All sequences share them, since the keys of one cache must agree.
+pub fn choice(spec: &ModelSpec, max_model_len: usize) -> Option<String> {
+    let Positions::Rope { scaling, .. } = &spec.positions else { return None };
+    match scaling {
+        RopeScaling::LongRope { original_max_positions: original, .. } => {
+            let (taken, other, how) = match max_model_len > *original {
+                true => ("long", "short", "at most"),
+                false => ("short", "long", "more than"),
+            };
+            Some(format!(
+                "rope: the {taken} factors of LongRoPE, for max_model_len {max_model_len}, whatever a request's \
+                 length; a max_model_len of {how} {original} takes the {other} ones"
+            ))
+        }
+        RopeScaling::DynamicNtk { original_max_positions: original, .. } if max_model_len > *original => {
+            Some(format!(
+                "rope: the base is raised for max_model_len {max_model_len}, whatever a request's length; a \
+                 max_model_len of at most {original} leaves it as it is"
+            ))
+        }
+        _ => None,
+    }
+}
+
 /// Which of [`tables`] layer `layer` uses.
 pub fn table_of_layer(spec: &ModelSpec, layer: usize) -> Option<usize> {
     let Positions::Rope { local, .. } = &spec.positions else { return None };

@@ -28,7 +28,8 @@ pub struct EngineArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
 
-    /// Longest prompt plus output in tokens; 0: what the model was trained for
+    /// Longest prompt plus output in tokens; 0: what the model was trained for. Where RoPE depends on the context's
+    /// length (dynamic NTK, LongRoPE), it is that of this length for every request
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub max_model_len: usize,
 

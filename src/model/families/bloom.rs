@@ -27,7 +27,7 @@ fn from_config(config: &Config) -> ModelResult<ModelSpec> {
     let max_positions = config.size("seq_length")?.unwrap_or(2048);
     let positions = Positions::Alibi { max_bias: 8.0, scale: 1.0 };
     let epsilon = config.epsilon("layer_norm_epsilon", 1e-5)?;
-    let weights = names(config.find_prefix(&["transformer.", ""], "word_embeddings.weight"));
+    let weights = names();
     Ok(ModelSpec {
         embedding: EmbeddingExtras { scale: 1.0, norm: EmbeddingNorm::Normalized },
         mlp: Mlp::Plain { activation: Activation::GeluTanh },
@@ -36,13 +36,13 @@ fn from_config(config: &Config) -> ModelResult<ModelSpec> {
     })
 }
 
-fn names(prefix: &str) -> WeightNames {
-    let embedding = format!("{prefix}word_embeddings.weight");
-    let layer = format!("{prefix}h.{{layer}}.");
+fn names() -> WeightNames {
+    let embedding = "transformer.word_embeddings.weight".to_owned();
+    let layer = "transformer.h.{layer}.";
     WeightNames {
-        embedding_norm: Some(named(format!("{prefix}word_embeddings_layernorm"), true)),
-        final_norm: Some(named(format!("{prefix}ln_f"), true)),
+        embedding_norm: Some(named("transformer.word_embeddings_layernorm", true)),
+        final_norm: Some(named("transformer.ln_f", true)),
         head: Some(named("lm_head", false)),
-        ..megatron_names(embedding, &layer, "self_attention", QkvOrder::Groups, Biases::ALL)
+        ..megatron_names(embedding, layer, "self_attention", QkvOrder::Groups, Biases::ALL)
     }
 }

@@ -41,13 +41,7 @@ fn from_config(config: &Config) -> ModelResult<ModelSpec> {
         vocab_size: config.required_size("padded_vocab_size")?,
         max_positions: config.required_size("seq_length")?,
         embedding: EmbeddingExtras::default(),
-        positions: Positions::Rope {
-            theta: DEFAULT_THETA * config.number("rope_ratio")?.unwrap_or(1.0),
-            rotary_dim: head_dim / 2,
-            pairing: RopePairing::Interleaved,
-            scaling: RopeScaling::None,
-            local: None,
-        },
+        positions: positions(config, head_dim)?,
         norm: Norm {
             kind: NormKind::Rms,
             epsilon: config.epsilon("layernorm_epsilon", 1e-5)?,
@@ -62,6 +56,32 @@ fn from_config(config: &Config) -> ModelResult<ModelSpec> {
         logits: LogitExtras::default(),
         weights: names(qkv_bias, linear_bias),
     })
+}
+
+/// Rotation in half of a head. Longer contexts come of a `rope_ratio`, by which ChatGLM 2 divides positions, while
+/// ChatGLM 3 and GLM-4 multiply the base with it.
+fn positions(config: &Config, head_dim: usize) -> ModelResult<Positions> {
+    const FIELD: &str = "rope_ratio";
+    /// Vocabulary of ChatGLM 2 and 3, whose configurations tell them apart by name alone.
+    const SHARED_VOCAB_SIZE: usize = 65_024;
+    let ratio = config.positive(FIELD)?.unwrap_or(1.0);
+    let name = config.text("_name_or_path")?.unwrap_or_default().to_ascii_lowercase();
+    let is_clear = ratio == 1.0 || config.size("padded_vocab_size")? != Some(SHARED_VOCAB_SIZE);
+    let (theta, scaling) = if is_clear || name.contains("chatglm3") {
+        (DEFAULT_THETA * ratio, RopeScaling::None)
+    } else if name.contains("chatglm2") {
+        (DEFAULT_THETA, RopeScaling::Linear { factor: ratio })
+    } else {
+        let message = format!(
+            "ChatGLM 2 divides positions by it and ChatGLM 3 multiplies the base, but _name_or_path names neither; \
+             write chatglm2 or chatglm3 there, or a model_spec.json with positions.scaling linear, factor {ratio}, or \
+             with positions.theta {}",
+            DEFAULT_THETA * ratio
+        );
+        return Err(ModelError::unsupported(FIELD, message));
+    };
+    let pairing = RopePairing::Interleaved;
+    Ok(Positions::Rope { theta, rotary_dim: head_dim / 2, pairing, scaling, local: None })
 }
 
 fn names(qkv_bias: bool, linear_bias: bool) -> WeightNames {

@@ -18,12 +18,15 @@ pub(super) struct Config<'a> {
 
 impl<'a> Config<'a> {
     pub(super) fn parse(bytes: &[u8], checkpoint: &'a Checkpoint) -> ModelResult<Self> {
+        /// Editors on Windows put it before text.
+        const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+        let text = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
         let fields =
-            serde_json::from_slice(bytes).map_err(|error| ModelError::invalid("JSON", error.to_string()))?;
+            serde_json::from_slice(text).map_err(|error| ModelError::invalid("JSON", error.to_string()))?;
         Ok(Self { prefix: String::new(), fields, checkpoint })
     }
 
-    /// The same with values for fields that are absent.
+    /// The same with values for fields that are absent; null stays null.
     pub(super) fn with_defaults(&self, defaults: &[(&str, usize)]) -> Self {
         let mut fields = self.fields.clone();
         for &(field, value) in defaults {
@@ -32,11 +35,9 @@ impl<'a> Config<'a> {
         Self { prefix: self.prefix.clone(), fields, checkpoint: self.checkpoint }
     }
 
-    /// The first of `prefixes` under which the checkpoint has a tensor `name`, else the first: models are published
-    /// with and without the prefix of a wrapper.
-    pub(super) fn find_prefix<'p>(&self, prefixes: &[&'p str], name: &str) -> &'p str {
-        let is_there = |prefix: &&&str| self.checkpoint.tensor(&format!("{prefix}{name}")).is_some();
-        prefixes.iter().find(is_there).unwrap_or(&prefixes[0])
+    /// Whether the checkpoint has a tensor of this name.
+    pub(super) fn has_tensor(&self, name: &str) -> bool {
+        self.checkpoint.tensor(name).is_some()
     }
 
     /// A field's name with the objects that it is in.
@@ -75,9 +76,9 @@ impl<'a> Config<'a> {
         self.typed(field, "text", Value::as_str)
     }
 
-    /// First item of an array of text.
+    /// First item of an array of text; an empty one counts as absent.
     pub(super) fn first_text(&self, field: &str) -> ModelResult<Option<&str>> {
-        self.typed(field, "an array of text", |value| value.as_array()?.first()?.as_str())
+        Ok(self.texts(field)?.and_then(|texts| texts.first().copied()))
     }
 
     pub(super) fn bool(&self, field: &str) -> ModelResult<Option<bool>> {
@@ -89,8 +90,15 @@ impl<'a> Config<'a> {
         self.typed(field, "a finite number", |value| value.as_f64().filter(|number| number.is_finite()))
     }
 
-    pub(super) fn required_number(&self, field: &str) -> ModelResult<f64> {
-        let value = self.number(field)?;
+    /// A finite number above 0.
+    pub(super) fn positive(&self, field: &str) -> ModelResult<Option<f64>> {
+        self.typed(field, "a finite number above 0", |value| {
+            value.as_f64().filter(|number| number.is_finite() && *number > 0.0)
+        })
+    }
+
+    pub(super) fn required_positive(&self, field: &str) -> ModelResult<f64> {
+        let value = self.positive(field)?;
         self.required(field, value)
     }
 
@@ -98,7 +106,7 @@ impl<'a> Config<'a> {
     pub(super) fn size(&self, field: &str) -> ModelResult<Option<usize>> {
         /// Integers up to here are exact in a float, and no size comes near it.
         const MAX: f64 = (1u64 << 48) as f64;
-        self.typed(field, "an integer of at least 1", |value| {
+        self.typed(field, "an integer from 1 to 2^48", |value| {
             let number = value.as_f64()?;
             ((1.0..=MAX).contains(&number) && number.fract() == 0.0).then_some(number as usize)
         })
@@ -210,7 +218,11 @@ impl<'a> Config<'a> {
 
     /// What a norm adds to the variance.
     pub(super) fn epsilon(&self, field: &str, default: f64) -> ModelResult<f32> {
-        Ok(self.number(field)?.unwrap_or(default) as f32)
+        let epsilon = self.typed(field, "a number above 0 in the range of f32", |value| {
+            let epsilon = value.as_f64()? as f32;
+            (epsilon > 0.0 && epsilon.is_finite()).then_some(epsilon)
+        })?;
+        Ok(epsilon.unwrap_or(default as f32))
     }
 
     /// Elements of a head: `head_dim`, else the hidden size by the heads, whose number is under `heads_field`.
@@ -256,11 +268,16 @@ impl<'a> Config<'a> {
 
     pub(super) fn object(&self, field: &str) -> ModelResult<Option<Self>> {
         let fields = self.typed(field, "an object", Value::as_object)?;
-        Ok(fields.map(|fields| Config {
-            prefix: format!("{}{field}.", self.prefix),
-            fields: fields.clone(),
-            checkpoint: self.checkpoint,
-        }))
+        Ok(fields.map(|fields| self.inner(field, fields.clone())))
+    }
+
+    /// An object, empty where it is absent.
+    pub(super) fn object_or_empty(&self, field: &str) -> ModelResult<Self> {
+        Ok(self.object(field)?.unwrap_or_else(|| self.inner(field, Map::new())))
+    }
+
+    fn inner(&self, field: &str, fields: Map<String, Value>) -> Self {
+        Self { prefix: format!("{}{field}.", self.prefix), fields, checkpoint: self.checkpoint }
     }
 }
 

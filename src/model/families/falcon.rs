@@ -25,11 +25,14 @@ fn from_config(config: &Config) -> ModelResult<ModelSpec> {
         // The biases are added before the scores are scaled.
         Positions::Alibi { max_bias: 8.0, scale: (1.0 / (sizes.head_dim as f64).sqrt()) as f32 }
     } else {
-        rope.positions(sizes.head_dim, 1.0, RopePairing::Half)
+        rope.positions(sizes.head_dim, RopePairing::Half)
     };
-    let has_groups = config.flag("new_decoder_architecture", false)?;
+    // The first files of the 40B and its kin tell it by their type alone.
+    let is_refined_web = config.text("model_type")? == Some("RefinedWeb");
+    let has_groups = config.flag("new_decoder_architecture", is_refined_web)?;
     let (order, num_kv_heads) = if has_groups {
-        (QkvOrder::Groups, config.first_size(&["num_kv_heads", "n_head_kv"])?)
+        let num_kv_heads = config.size(config.first_of(&["num_kv_heads", "n_head_kv"]))?;
+        (QkvOrder::Groups, num_kv_heads.unwrap_or(sizes.num_heads))
     } else if config.flag("multi_query", true)? {
         (QkvOrder::Blocks, 1)
     } else {

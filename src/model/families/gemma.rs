@@ -22,12 +22,21 @@ pub(super) const GEMMA2: Family = Family {
 };
 
 fn from_gemma_config(config: &Config) -> ModelResult<ModelSpec> {
-    describe(config, "gemma")
+    let config = &config.with_defaults(&[("num_key_value_heads", 16), ("head_dim", 256)]);
+    let mut spec = describe(config, "gemma")?;
+    let activation = match config.text("hidden_act")? {
+        // The first files say so and mean its approximation.
+        Some("gelu") => Activation::GeluTanh,
+        _ => config.activation("hidden_act", Activation::GeluTanh)?,
+    };
+    spec.mlp = Mlp::Gated { activation };
+    Ok(spec)
 }
 
 fn from_gemma2_config(config: &Config) -> ModelResult<ModelSpec> {
+    let config = &config.with_defaults(&[("num_key_value_heads", 4), ("head_dim", 256)]);
     let mut spec = describe(config, "gemma2")?;
-    add_outer_norms(&mut spec, "model.");
+    add_outer_norms(&mut spec);
     spec.heads.scale = query_scale(config)?;
     spec.attention.score_soft_cap =
         config.number_unless_null("attn_logit_softcapping", 50.0)?.map(|cap| cap as f32);
@@ -43,19 +52,19 @@ fn from_gemma2_config(config: &Config) -> ModelResult<ModelSpec> {
 
 /// What all Gemmas have in common.
 pub(super) fn describe(config: &Config, family: &str) -> ModelResult<ModelSpec> {
+    config.refuse_flag("use_bidirectional_attention")?;
     let bias = config.flag("attention_bias", false)?;
     let mut spec = describe_llama(config, family, Biases { qkv: bias, attention_output: bias, mlp: false })?;
     spec.norm.weight = NormWeight::OnePlus;
     spec.embedding.scale = (spec.hidden_size as f64).sqrt() as f32;
-    // The first files say gelu under another key and mean its approximation.
     spec.mlp = Mlp::Gated { activation: config.activation("hidden_activation", Activation::GeluTanh)? };
     spec.output = config.output(true)?;
     Ok(spec)
 }
 
 /// Norms before and after each block.
-pub(super) fn add_outer_norms(spec: &mut ModelSpec, prefix: &str) {
-    let layer = format!("{prefix}layers.{{layer}}.");
+pub(super) fn add_outer_norms(spec: &mut ModelSpec) {
+    let layer = "model.layers.{layer}.";
     spec.block = BlockShape::Sandwich;
     spec.weights.post_attention_norm = Some(named(format!("{layer}post_attention_layernorm"), false));
     spec.weights.mlp_norm = Some(named(format!("{layer}pre_feedforward_layernorm"), false));
@@ -64,6 +73,6 @@ pub(super) fn add_outer_norms(spec: &mut ModelSpec, prefix: &str) {
 
 /// Scores are divided by the root of `query_pre_attn_scalar`, whatever the heads' width.
 pub(super) fn query_scale(config: &Config) -> ModelResult<Option<f32>> {
-    let scalar = config.number("query_pre_attn_scalar")?.unwrap_or(256.0);
+    let scalar = config.positive("query_pre_attn_scalar")?.unwrap_or(256.0);
     Ok(Some((1.0 / scalar.sqrt()) as f32))
 }

@@ -5,11 +5,9 @@ use crate::model::error::{ModelError, ModelResult};
 use crate::model::families::Family;
 use crate::model::families::config::Config;
 use crate::model::families::gemma::{add_outer_norms, describe, query_scale};
-use crate::model::families::parts::{Biases, DEFAULT_THETA, layers_of_type, llama_names, named};
-use crate::model::families::rope::Rope;
-use crate::model::spec::{
-    LayerSet, LocalRope, ModelSpec, NormExtent, Positions, RopePairing, RopeScaling, SlidingWindow,
-};
+use crate::model::families::parts::{DEFAULT_THETA, layers_of_type};
+use crate::model::families::qwen::normalise_heads;
+use crate::model::spec::{LayerSet, LocalRope, ModelSpec, Positions, RopePairing, SlidingWindow};
 
 pub(super) const FAMILY: Family = Family {
     name: "gemma3",
@@ -31,18 +29,11 @@ fn from_config(config: &Config) -> ModelResult<ModelSpec> {
     let text = config.object("text_config")?;
     let config = &text.as_ref().unwrap_or(config).with_defaults(&DEFAULTS);
     let mut spec = describe(config, "gemma3")?;
-    let prefix = config
-        .find_prefix(&["model.", "language_model.model.", "model.language_model."], "embed_tokens.weight");
-    let bias = config.flag("attention_bias", false)?;
-    spec.weights = llama_names(prefix, Biases { qkv: bias, attention_output: bias, mlp: false });
-    add_outer_norms(&mut spec, prefix);
-    spec.attention.qk_norm = Some(NormExtent::Head);
-    spec.weights.query_norm = Some(named(format!("{prefix}layers.{{layer}}.self_attn.q_norm"), false));
-    spec.weights.key_norm = Some(named(format!("{prefix}layers.{{layer}}.self_attn.k_norm"), false));
+    add_outer_norms(&mut spec);
+    normalise_heads(&mut spec);
     spec.heads.scale = query_scale(config)?;
-    spec.attention.score_soft_cap = config.number("attn_logit_softcapping")?.map(|cap| cap as f32);
+    // There is an attn_logit_softcapping too, which transformers does not use.
     spec.logits.soft_cap = config.number("final_logit_softcapping")?.map(|cap| cap as f32);
-    spec.max_positions = config.required_size("max_position_embeddings")?;
     let pattern = config.size("sliding_window_pattern")?.unwrap_or(6);
     let layers = match layers_of_type(config, spec.num_layers, "sliding_attention")? {
         Some(layers) => layers,
@@ -68,15 +59,15 @@ fn every_but_last(period: usize) -> ModelResult<LayerSet> {
 /// Frequencies of the layers that see everything, and of those with a window.
 fn positions(config: &Config, head_dim: usize, max_positions: usize) -> ModelResult<Positions> {
     const GLOBAL_THETA: f64 = 1_000_000.0;
-    let local_theta = config.number("rope_local_base_freq")?.unwrap_or(DEFAULT_THETA);
-    let local = Rope { theta: local_theta, scaling: RopeScaling::None, max_positions, part: None };
-    let [full, local] = match config.object("rope_parameters")? {
-        Some(by_type) if by_type.has("full_attention") && by_type.has("sliding_attention") => [
-            config.rope_in(by_type.object("full_attention")?, GLOBAL_THETA, max_positions)?,
-            config.rope_in(by_type.object("sliding_attention")?, local_theta, max_positions)?,
-        ],
-        _ => [config.rope(GLOBAL_THETA, max_positions)?, local],
+    let by_type = config.object_or_empty("rope_parameters")?;
+    let full = match config.object("rope_scaling")? {
+        Some(scaling) => Some(scaling),
+        None => by_type.object("full_attention")?,
     };
+    let theta = config.positive("rope_theta")?.unwrap_or(GLOBAL_THETA);
+    let full = config.rope_in(full, theta, max_positions)?;
+    let local_theta = config.positive("rope_local_base_freq")?.unwrap_or(DEFAULT_THETA);
+    let local = config.rope_in(by_type.object("sliding_attention")?, local_theta, max_positions)?;
     Ok(Positions::Rope {
         theta: full.theta,
         rotary_dim: head_dim,

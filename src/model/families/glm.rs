@@ -30,6 +30,7 @@ fn from_glm4_config(config: &Config) -> ModelResult<ModelSpec> {
 }
 
 fn describe(config: &Config, family: &str) -> ModelResult<ModelSpec> {
+    let config = &config.with_defaults(&[("num_key_value_heads", 2), ("head_dim", 128)]);
     let qkv = config.flag("attention_bias", true)?;
     let mut spec = describe_llama(config, family, Biases { qkv, ..Biases::default() })?;
     spec.norm.epsilon = config.epsilon("rms_norm_eps", 1.5625e-7)?;

@@ -26,7 +26,7 @@ pub(super) fn describe(config: &Config, family: &str, activation: Activation) ->
     let sizes = Sizes::read(config, &["n_layer"], &["n_embd"], &["n_head"])?;
     let max_positions = config.required_size("n_positions")?;
     let epsilon = config.epsilon("layer_norm_epsilon", 1e-5)?;
-    let weights = names(config.find_prefix(&["transformer.", ""], "wte.weight"));
+    let weights = names();
     let mut spec = sizes.describe(family, max_positions, Positions::Learned { offset: 0 }, epsilon, weights);
     if !config.flag("scale_attn_weights", true)? {
         spec.heads.scale = Some(1.0);
@@ -39,20 +39,20 @@ pub(super) fn describe(config: &Config, family: &str, activation: Activation) ->
     })
 }
 
-fn names(prefix: &str) -> WeightNames {
-    let layer = format!("{prefix}h.{{layer}}.");
-    let embedding = format!("{prefix}wte.weight");
+fn names() -> WeightNames {
+    let layer = "transformer.h.{layer}.";
+    let embedding = "transformer.wte.weight".to_owned();
     let qkv = QkvNames::Fused { qkv: named(format!("{layer}attn.c_attn"), true), order: QkvOrder::Blocks };
     let output = named(format!("{layer}attn.c_proj"), true);
     WeightNames {
-        position_embedding: Some(format!("{prefix}wpe.weight")),
+        position_embedding: Some("transformer.wpe.weight".to_owned()),
         attention_norm: Some(named(format!("{layer}ln_1"), true)),
         mlp_norm: Some(named(format!("{layer}ln_2"), true)),
         mlp: Some(MlpNames::Plain {
             up: named(format!("{layer}mlp.c_fc"), true),
             down: named(format!("{layer}mlp.c_proj"), true),
         }),
-        final_norm: Some(named(format!("{prefix}ln_f"), true)),
+        final_norm: Some(named("transformer.ln_f", true)),
         head: Some(named("lm_head", false)),
         ..bare_names(embedding, qkv, output)
     }

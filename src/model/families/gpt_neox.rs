@@ -16,11 +16,12 @@ pub(super) const FAMILY: Family = Family {
 
 fn from_config(config: &Config) -> ModelResult<ModelSpec> {
     let sizes = Sizes::read(config, &["num_hidden_layers"], &["hidden_size"], &["num_attention_heads"])?;
-    let theta = config.number("rotary_emb_base")?.unwrap_or(DEFAULT_THETA);
+    let theta = config.positive("rotary_emb_base")?.unwrap_or(DEFAULT_THETA);
     let rope = config.rope(theta, config.required_size("max_position_embeddings")?)?;
     let max_positions = rope.max_positions;
-    let part = config.number("rotary_pct")?.unwrap_or(0.25);
-    let positions = rope.positions(sizes.head_dim, part, RopePairing::Half);
+    let part = config.positive("rotary_pct")?.unwrap_or(0.25);
+    let rotary_dim = rope.rotary_dim(sizes.head_dim, part);
+    let positions = rope.positions(rotary_dim, RopePairing::Half);
     let epsilon = config.epsilon("layer_norm_eps", 1e-5)?;
     let is_parallel = config.flag("use_parallel_residual", true)?;
     let weights = names(config.flag("attention_bias", true)?);

@@ -22,6 +22,9 @@ pub(super) const DEEPSEEK: Family = Family {
 };
 
 fn from_config(config: &Config) -> ModelResult<ModelSpec> {
+    // The first conversions have another name for it.
+    let context = config.first_size(&["max_position_embeddings", "max_sequence_length"])?;
+    let config = &config.with_defaults(&[("max_position_embeddings", context)]);
     let attention_bias = config.flag("attention_bias", false)?;
     let mlp = config.flag("mlp_bias", false)?;
     describe_llama(config, "llama", Biases { qkv: attention_bias, attention_output: attention_bias, mlp })

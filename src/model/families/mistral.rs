@@ -23,6 +23,7 @@ pub(super) const MIXTRAL: Family = Family {
 };
 
 fn from_mistral_config(config: &Config) -> ModelResult<ModelSpec> {
+    let config = &config.with_defaults(&[("num_key_value_heads", 8)]);
     let mut spec = describe_llama(config, "mistral", Biases::default())?;
     let size = config.size_unless_null("sliding_window", 4096)?;
     spec.attention.sliding_window = window(size, spec.max_positions, LayerSet::All);
@@ -30,6 +31,7 @@ fn from_mistral_config(config: &Config) -> ModelResult<ModelSpec> {
 }
 
 fn from_mixtral_config(config: &Config) -> ModelResult<ModelSpec> {
+    let config = &config.with_defaults(&[("num_key_value_heads", 8), ("rope_theta", 1_000_000)]);
     let mut spec = describe_llama(config, "mixtral", Biases::default())?;
     spec.norm.epsilon = config.epsilon("rms_norm_eps", 1e-5)?;
     spec.attention.sliding_window = window(config.size("sliding_window")?, spec.max_positions, LayerSet::All);

@@ -23,6 +23,7 @@ mod opt;
 mod parts;
 mod phi;
 mod phi3;
+mod prefix;
 mod qwen;
 mod qwen_moe;
 mod rope;
@@ -130,26 +131,41 @@ fn parse_spec(bytes: &[u8]) -> ModelResult<ModelSpec> {
 fn from_config(config: &Config) -> ModelResult<ModelSpec> {
     let family = find_by_config(config)?;
     config.refuse_quantized()?;
-    (family.from_config)(config)
+    let mut spec = (family.from_config)(config)?;
+    config.fit_names(&mut spec.weights);
+    spec.validate().map_err(of_specification)?;
+    Ok(spec)
 }
 
 fn find_by_config(config: &Config) -> ModelResult<&'static Family> {
     let architecture = config.first_text("architectures")?;
     let model_type = config.text("model_type")?;
-    let family = match (architecture, model_type) {
-        (Some(name), _) => FAMILIES.iter().find(|family| family.architectures.contains(&name)),
-        (None, Some(name)) => FAMILIES.iter().find(|family| family.model_types.contains(&name)),
+    let (field, name) = match (architecture, model_type) {
+        (Some(name), _) => ("architectures", name),
+        (None, Some(name)) => ("model_type", name),
         (None, None) => return Err(ModelError::invalid("architectures", "is missing, and so is model_type")),
     };
-    family.ok_or_else(|| {
-        let name = architecture.or(model_type).unwrap_or_default();
+    let is_named = |family: &&Family| match architecture {
+        Some(name) => family.architectures.contains(&name),
+        None => family.model_types.contains(&name),
+    };
+    FAMILIES.iter().find(is_named).ok_or_else(|| {
         let known: Vec<&str> = FAMILIES.iter().map(|family| family.name).collect();
         let message = format!(
             "{name:?} is not known; a {SPEC_FILE} beside it can describe any decoder; known are {}",
             known.join(", ")
         );
-        ModelError::unsupported("architectures", message)
+        ModelError::unsupported(field, message)
     })
+}
+
+/// An error about a field of a specification, for a reader who has only the `config.json` that it was made from.
+fn of_specification(error: ModelError) -> ModelError {
+    let named = |field| format!("{field} (in the specification made from this configuration)");
+    match error {
+        ModelError::Invalid { field, message } => ModelError::invalid(named(field), message),
+        ModelError::Unsupported { field, message } => ModelError::unsupported(named(field), message),
+    }
 }
 
 /// `error` with the file that it is about.

@@ -1,6 +1,7 @@
-//! MPT: ALiBi, and norms and projections without biases.
+//! MPT: ALiBi, and norms and projections without biases. As in MosaicML's code, `logit_scale` and `alibi_bias_max` have
+//! the meaning of their names; transformers reads neither.
 
-use crate::model::error::{ModelError, ModelResult};
+use crate::model::error::ModelResult;
 use crate::model::families::Family;
 use crate::model::families::config::Config;
 use crate::model::families::gpt::Sizes;
@@ -16,8 +17,7 @@ pub(super) const FAMILY: Family = Family {
 
 fn from_config(config: &Config) -> ModelResult<ModelSpec> {
     config.require_flag("no_bias")?;
-    let attention = config.object("attn_config")?;
-    let attention = attention.as_ref().ok_or_else(|| ModelError::invalid("attn_config", "is missing"))?;
+    let attention = config.object_or_empty("attn_config")?;
     attention.require_flag("alibi")?;
     attention.refuse_flag("qk_ln")?;
     attention.refuse_flag("prefix_lm")?;

@@ -22,10 +22,7 @@ fn from_config(config: &Config) -> ModelResult<ModelSpec> {
         return Err(ModelError::unsupported("word_embed_proj_dim", message));
     }
     let max_positions = config.required_size("max_position_embeddings")?;
-    let weights = names(
-        config.find_prefix(&["model.decoder.", "decoder."], "embed_tokens.weight"),
-        config.flag("enable_bias", true)?,
-    );
+    let weights = names(config.flag("enable_bias", true)?);
     Ok(ModelSpec {
         intermediate_size: config.required_size("ffn_dim")?,
         mlp: Mlp::Plain { activation: config.activation("activation_function", Activation::Relu)? },
@@ -34,9 +31,9 @@ fn from_config(config: &Config) -> ModelResult<ModelSpec> {
     })
 }
 
-fn names(prefix: &str, has_bias: bool) -> WeightNames {
-    let layer = format!("{prefix}layers.{{layer}}.");
-    let embedding = format!("{prefix}embed_tokens.weight");
+fn names(has_bias: bool) -> WeightNames {
+    let layer = "model.decoder.layers.{layer}.";
+    let embedding = "model.decoder.embed_tokens.weight".to_owned();
     let qkv = QkvNames::Separate {
         query: named(format!("{layer}self_attn.q_proj"), has_bias),
         key: named(format!("{layer}self_attn.k_proj"), has_bias),
@@ -44,14 +41,14 @@ fn names(prefix: &str, has_bias: bool) -> WeightNames {
     };
     let output = named(format!("{layer}self_attn.out_proj"), has_bias);
     WeightNames {
-        position_embedding: Some(format!("{prefix}embed_positions.weight")),
+        position_embedding: Some("model.decoder.embed_positions.weight".to_owned()),
         attention_norm: Some(named(format!("{layer}self_attn_layer_norm"), true)),
         mlp_norm: Some(named(format!("{layer}final_layer_norm"), true)),
         mlp: Some(MlpNames::Plain {
             up: named(format!("{layer}fc1"), has_bias),
             down: named(format!("{layer}fc2"), has_bias),
         }),
-        final_norm: Some(named(format!("{prefix}final_layer_norm"), true)),
+        final_norm: Some(named("model.decoder.final_layer_norm", true)),
         head: Some(named("lm_head", false)),
         ..bare_names(embedding, qkv, output)
     }

@@ -45,7 +45,7 @@ pub(super) fn describe_llama(config: &Config, family: &str, biases: Biases) -> M
         vocab_size: config.required_size("vocab_size")?,
         max_positions: rope.max_positions,
         embedding: EmbeddingExtras::default(),
-        positions: rope.positions(head_dim, 1.0, RopePairing::Half),
+        positions: rope.positions(head_dim, RopePairing::Half),
         norm: Norm {
             kind: NormKind::Rms,
             epsilon: config.epsilon("rms_norm_eps", 1e-6)?,
@@ -58,13 +58,13 @@ pub(super) fn describe_llama(config: &Config, family: &str, biases: Biases) -> M
         experts: None,
         output: config.output(false)?,
         logits: LogitExtras::default(),
-        weights: llama_names(config.find_prefix(&["model.", ""], "embed_tokens.weight"), biases),
+        weights: llama_names(biases),
     })
 }
 
-/// Llama's names of tensors under `prefix`; a checkpoint without prefix is a bare model's.
-pub(super) fn llama_names(prefix: &str, biases: Biases) -> WeightNames {
-    let layer = format!("{prefix}layers.{{layer}}.");
+/// Llama's names of tensors.
+fn llama_names(biases: Biases) -> WeightNames {
+    let layer = "model.layers.{layer}.";
     let qkv = QkvNames::Separate {
         query: named(format!("{layer}self_attn.q_proj"), biases.qkv),
         key: named(format!("{layer}self_attn.k_proj"), biases.qkv),
@@ -75,9 +75,9 @@ pub(super) fn llama_names(prefix: &str, biases: Biases) -> WeightNames {
         attention_norm: Some(named(format!("{layer}input_layernorm"), false)),
         mlp_norm: Some(named(format!("{layer}post_attention_layernorm"), false)),
         mlp: Some(gated_names(&format!("{layer}mlp."), biases.mlp)),
-        final_norm: Some(named(format!("{prefix}norm"), false)),
+        final_norm: Some(named("model.norm", false)),
         head: Some(named("lm_head", false)),
-        ..bare_names(format!("{prefix}embed_tokens.weight"), qkv, output)
+        ..bare_names("model.embed_tokens.weight".to_owned(), qkv, output)
     }
 }
 
@@ -156,6 +156,7 @@ pub(super) fn rotate_part(
     pairing: RopePairing,
 ) -> ModelResult<()> {
     let rope = config.rope(DEFAULT_THETA, config.required_size("max_position_embeddings")?)?;
-    spec.positions = rope.positions(spec.heads.head_dim, default_part, pairing);
+    let rotary_dim = rope.rotary_dim(spec.heads.head_dim, default_part);
+    spec.positions = rope.positions(rotary_dim, pairing);
     Ok(())
 }

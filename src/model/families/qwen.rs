@@ -21,12 +21,14 @@ pub(super) const QWEN3: Family = Family {
 };
 
 fn from_qwen2_config(config: &Config) -> ModelResult<ModelSpec> {
+    let config = &config.with_defaults(&[("num_key_value_heads", 32)]);
     let mut spec = describe_llama(config, "qwen2", Biases { qkv: true, ..Biases::default() })?;
     read_window(config, &mut spec)?;
     Ok(spec)
 }
 
 fn from_qwen3_config(config: &Config) -> ModelResult<ModelSpec> {
+    let config = &config.with_defaults(&[("num_key_value_heads", 32), ("head_dim", 128)]);
     let bias = config.flag("attention_bias", false)?;
     let biases = Biases { qkv: bias, attention_output: bias, mlp: false };
     let mut spec = describe_llama(config, "qwen3", biases)?;
@@ -35,7 +37,7 @@ fn from_qwen3_config(config: &Config) -> ModelResult<ModelSpec> {
     Ok(spec)
 }
 
-/// Qwen 3's norms of queries and keys.
+/// Norms of queries and keys, as Qwen 3 has them.
 pub(super) fn normalise_heads(spec: &mut ModelSpec) {
     let attention = "model.layers.{layer}.self_attn.";
     spec.attention.qk_norm = Some(NormExtent::Head);

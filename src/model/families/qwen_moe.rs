@@ -26,6 +26,7 @@ const MLP: &str = "model.layers.{layer}.mlp.";
 
 fn from_qwen2_config(config: &Config) -> ModelResult<ModelSpec> {
     config.refuse_flag("use_sliding_window")?;
+    let config = &config.with_defaults(&[("num_key_value_heads", 16)]);
     let qkv = config.flag("qkv_bias", true)?;
     let mut spec = describe_llama(config, "qwen2_moe", Biases { qkv, ..Biases::default() })?;
     let shared = SharedExpert {
@@ -37,6 +38,7 @@ fn from_qwen2_config(config: &Config) -> ModelResult<ModelSpec> {
 }
 
 fn from_qwen3_config(config: &Config) -> ModelResult<ModelSpec> {
+    let config = &config.with_defaults(&[("num_key_value_heads", 4)]);
     let bias = config.flag("attention_bias", false)?;
     let biases = Biases { qkv: bias, attention_output: bias, mlp: false };
     let mut spec = describe_llama(config, "qwen3_moe", biases)?;

@@ -12,50 +12,48 @@ impl Config<'_> {
             Some(parameters) => Some(parameters),
             None => self.object("rope_parameters")?,
         };
-        self.rope_in(parameters, default_theta, max_positions)
+        let theta = self.positive("rope_theta")?.unwrap_or(default_theta);
+        self.rope_in(parameters, theta, max_positions)
     }
 
-    /// What `parameters` say, and where they do not, this object.
+    /// What `parameters` say. Where they do not, the base is `theta`, and this object says the rest.
     pub(super) fn rope_in(
         &self,
         parameters: Option<Config>,
-        default_theta: f64,
+        theta: f64,
         max_positions: usize,
     ) -> ModelResult<Rope> {
-        let number =
-            |field| match parameters.as_ref().map(|parameters| parameters.number(field)).transpose()? {
-                Some(Some(number)) => Ok(Some(number)),
-                _ => self.number(field),
-            };
-        let theta = number("rope_theta")?.unwrap_or(default_theta);
-        let part = number("partial_rotary_factor")?;
-        let (scaling, max_positions) = match &parameters {
-            None => (RopeScaling::None, max_positions),
-            Some(parameters) => {
-                let original = self.size("original_max_position_embeddings")?.unwrap_or(max_positions);
-                parameters.rope_scaling(max_positions, original)?
-            }
+        let part = self.positive("partial_rotary_factor")?;
+        let Some(parameters) = parameters else {
+            return Ok(Rope { theta, scaling: RopeScaling::None, max_positions, part });
         };
-        Ok(Rope { theta, scaling, max_positions, part })
+        let original = self.size("original_max_position_embeddings")?.unwrap_or(max_positions);
+        let (scaling, mut max_positions) = parameters.rope_scaling(max_positions, original)?;
+        if let RopeScaling::Linear { .. } = scaling {
+            // But the first such models (Vicuna) have the one before it there, and the longer one under this key.
+            max_positions = max_positions.max(self.size("max_sequence_length")?.unwrap_or(0));
+        }
+        Ok(Rope {
+            theta: parameters.positive("rope_theta")?.unwrap_or(theta),
+            scaling,
+            max_positions,
+            part: parameters.positive("partial_rotary_factor")?.or(part),
+        })
     }
 
     /// The scaling that this object describes, and the longest context with it. The context that the model was
     /// trained for before stretching is `outer_original` where this object does not say.
     fn rope_scaling(&self, max_positions: usize, outer_original: usize) -> ModelResult<(RopeScaling, usize)> {
-        let kind = match self.text("rope_type")? {
-            Some(kind) => kind,
-            None => self.text("type")?.unwrap_or("default"),
-        };
-        let factor = || self.required_number("factor");
+        let kind_field = self.first_of(&["rope_type", "type"]);
+        let kind = self.text(kind_field)?.unwrap_or("default");
+        let factor = || self.required_positive("factor");
         let original = || -> ModelResult<usize> {
             Ok(self.size("original_max_position_embeddings")?.unwrap_or(outer_original))
         };
         match kind {
             "default" => Ok((RopeScaling::None, max_positions)),
-            "linear" => {
-                let factor = factor()?;
-                Ok((RopeScaling::Linear { factor }, stretched(max_positions, factor)))
-            }
+            // The context of such files is the one after stretching.
+            "linear" => Ok((RopeScaling::Linear { factor: factor()? }, max_positions)),
             "dynamic" => {
                 let factor = factor()?;
                 let scaling = RopeScaling::DynamicNtk { factor, original_max_positions: max_positions };
@@ -64,21 +62,26 @@ impl Config<'_> {
             "llama3" => {
                 let scaling = RopeScaling::Llama3 {
                     factor: factor()?,
-                    low_freq_factor: self.required_number("low_freq_factor")?,
-                    high_freq_factor: self.required_number("high_freq_factor")?,
+                    low_freq_factor: self.required_positive("low_freq_factor")?,
+                    high_freq_factor: self.required_positive("high_freq_factor")?,
                     original_max_positions: original()?,
                 };
                 Ok((scaling, max_positions))
             }
             "yarn" => {
-                let (factor, original_max_positions) = (factor()?, original()?);
+                let original_max_positions = original()?;
+                let factor = match self.positive("factor")? {
+                    // The two contexts give it, as in transformers.
+                    None if original_max_positions < max_positions => {
+                        max_positions as f64 / original_max_positions as f64
+                    }
+                    _ => factor()?,
+                };
                 let scaling = self.yarn(factor, original_max_positions)?;
                 Ok((scaling, stretched(original_max_positions, factor)))
             }
             "longrope" | "su" => Ok((self.long_rope(max_positions, original()?)?, max_positions)),
-            kind => {
-                Err(ModelError::unsupported(self.name("rope_type"), format!("{kind:?} is not supported")))
-            }
+            kind => Err(ModelError::unsupported(self.name(kind_field), format!("{kind:?} is not supported"))),
         }
     }
 
@@ -93,11 +96,15 @@ impl Config<'_> {
             }
             (None, None) => yarn_magnitude(factor, 1.0),
         };
+        // transformers takes 0 for absent.
+        let beta = |field, default| -> ModelResult<f64> {
+            Ok(self.number(field)?.filter(|&beta| beta != 0.0).unwrap_or(default))
+        };
         Ok(RopeScaling::Yarn {
             factor,
             original_max_positions,
-            beta_fast: self.number("beta_fast")?.unwrap_or(32.0),
-            beta_slow: self.number("beta_slow")?.unwrap_or(1.0),
+            beta_fast: beta("beta_fast", 32.0)?,
+            beta_slow: beta("beta_slow", 1.0)?,
             attention_factor,
         })
     }
@@ -135,15 +142,14 @@ pub(super) struct Rope {
 }
 
 impl Rope {
-    /// The rotation of the leading part of heads of `head_dim`; `default_part` where the file does not say.
-    pub(super) fn positions(self, head_dim: usize, default_part: f64, pairing: RopePairing) -> Positions {
-        Positions::Rope {
-            theta: self.theta,
-            rotary_dim: (head_dim as f64 * self.part.unwrap_or(default_part)) as usize,
-            pairing,
-            scaling: self.scaling,
-            local: None,
-        }
+    /// Elements that rotate of heads of `head_dim`; `default_part` of them where the file does not say.
+    pub(super) fn rotary_dim(&self, head_dim: usize, default_part: f64) -> usize {
+        (head_dim as f64 * self.part.unwrap_or(default_part)) as usize
+    }
+
+    /// The rotation of the first `rotary_dim` elements of heads.
+    pub(super) fn positions(self, rotary_dim: usize, pairing: RopePairing) -> Positions {
+        Positions::Rope { theta: self.theta, rotary_dim, pairing, scaling: self.scaling, local: None }
     }
 }
 

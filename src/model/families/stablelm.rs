@@ -15,6 +15,7 @@ pub(super) const FAMILY: Family = Family {
 };
 
 fn from_config(config: &Config) -> ModelResult<ModelSpec> {
+    let config = &config.with_defaults(&[("num_key_value_heads", 32)]);
     let qkv = config.flag("use_qkv_bias", false)?;
     let mut spec = describe_llama(config, "stablelm", Biases { qkv, ..Biases::default() })?;
     rotate_part(config, &mut spec, 0.25, RopePairing::Half)?;

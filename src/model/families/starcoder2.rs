@@ -14,6 +14,7 @@ pub(super) const FAMILY: Family = Family {
 };
 
 fn from_config(config: &Config) -> ModelResult<ModelSpec> {
+    let config = &config.with_defaults(&[("num_key_value_heads", 2)]);
     let bias = config.flag("use_bias", true)?;
     let biases = Biases { qkv: bias, attention_output: bias, mlp: bias };
     let mut spec = describe_llama(config, "starcoder2", biases)?;

@@ -57,6 +57,9 @@ fn llama_config_becomes_a_spec() {
     assert_eq!(spec_with("vocab_size", "100.0").unwrap().vocab_size, 100);
     assert_eq!(spec_with("tie_word_embeddings", "true").unwrap().output, OutputHead::Tied);
     assert_eq!(spec_with("architectures", "null").unwrap().family, "llama");
+    assert_eq!(spec_with("architectures", "[]").unwrap().family, "llama");
+    let marked = format!("\u{feff}{}", base_config());
+    assert_eq!(spec_of(&marked).unwrap(), spec);
 }
 
 #[test]
@@ -86,14 +89,19 @@ fn bad_values_are_errors_that_name_file_and_field() {
         ("num_attention_heads", "7", "num_attention_heads"),
         ("num_key_value_heads", "3", "num_kv_heads"),
         ("head_dim", "15", "rotary_dim"),
-        ("rms_norm_eps", "-1", "epsilon"),
+        ("rms_norm_eps", "-1", "rms_norm_eps"),
+        ("rms_norm_eps", "1e-60", "rms_norm_eps"),
+        ("hidden_size", "1e15", "2^48"),
+        ("num_hidden_layers", "9999", "num_layers (in the specification made from this configuration)"),
         ("rms_norm_eps", "\"1e-5\"", "rms_norm_eps"),
-        ("rope_theta", "0", "theta"),
+        ("rope_theta", "0", "rope_theta"),
         ("rope_theta", "1e300", "theta"),
         ("rope_scaling", "[]", "rope_scaling"),
         ("rope_scaling", r#"{"type": "linear"}"#, "rope_scaling.factor"),
-        ("rope_scaling", r#"{"type": "linear", "factor": 0}"#, "factor"),
-        ("rope_scaling", r#"{"type": "linear", "factor": 1e18}"#, "max_positions"),
+        ("rope_scaling", r#"{"type": "linear", "factor": 0}"#, "rope_scaling.factor"),
+        ("rope_scaling", r#"{"type": "linear", "factor": 1e18}"#, "scaling.factor"),
+        ("rope_scaling", r#"{"type": "dynamic", "factor": 1e18}"#, "max_positions"),
+        ("rope_scaling", r#"{"type": "yarn"}"#, "rope_scaling.factor"),
         ("rope_scaling", r#"{"type": "dynamic", "factor": 0.5}"#, "factor"),
         ("rope_scaling", r#"{"type": "yarn", "factor": 2, "beta_slow": 99}"#, "beta_fast"),
         ("rope_scaling", r#"{"type": 7}"#, "rope_scaling.type"),
@@ -103,6 +111,7 @@ fn bad_values_are_errors_that_name_file_and_field() {
         let error = spec_with(field, value).unwrap_err();
         assert_eq!(error.status(), Status::ModelInvalid, "{error}");
         assert!(error.message().contains(named), "{field} {value}: {error}");
+        assert!(error.message().contains("config.json"), "{field} {value}: {error}");
     }
 }
 

@@ -2,8 +2,11 @@
 //! are batched and whatever the backend pads.
 
 use super::cases::{BF16_TOLERANCE, CASES, Case, GGUF_CASES, Runner, golden, report};
+use super::loading::edited;
 use crate::backend::DType;
 use crate::backend::cpu::Cpu;
+use crate::format::Checkpoint;
+use crate::model::families::load_spec;
 
 /// Tokens in a KV block: small and odd, so that the prompt spans many blocks and ends inside one.
 const BLOCK_SIZE: usize = 5;
@@ -69,6 +72,26 @@ fn gguf_files_have_the_logits_of_transformers() {
         let case = Case::open_gguf(name)?;
         Runner::load(&case, Cpu::new(1).unwrap(), DType::F32, BLOCK_SIZE)?.check_logits(F32_TOLERANCE)?;
         check_bf16(&case)
+    });
+}
+
+/// Models without a head are published without the prefix that a model with one puts before its part.
+#[test]
+fn bare_models_have_the_logits_of_their_checkpoints() {
+    let shorten = |name: &mut String| {
+        let prefixes = ["model.", "transformer.", "gpt_neox."];
+        let rest = prefixes.iter().find_map(|prefix| name.strip_prefix(prefix)).map(str::to_owned);
+        *name = rest.unwrap_or_else(|| name.clone());
+    };
+    report(&CASES, |name| {
+        let bare = edited(&format!("families/{name}"), |tensors| {
+            tensors.iter_mut().for_each(|(name, ..)| shorten(name));
+        });
+        let mut case = Case::open(name)?;
+        case.checkpoint = Checkpoint::open(bare.path()).unwrap();
+        case.spec = load_spec(&case.checkpoint).map_err(|error| error.to_string())?;
+        Runner::load(&case, Cpu::new(1).unwrap(), DType::F32, BLOCK_SIZE)?.check_logits(F32_TOLERANCE)?;
+        Ok(())
     });
 }
 

@@ -50,7 +50,12 @@ const ROWS: [Row; 31] = [
     ("GPT-2, Cerebras-GPT", &["gpt2", "gpt2_published", "cerebras_gpt"], &["gpt2"], NONE),
     ("GPT-J", &["gptj"], &[], NONE),
     ("GPT-NeoX, Pythia", &["gpt_neox", "gpt_neox_sequential"], &["gptneox"], NONE),
-    ("StarCoder, SantaCoder (gpt_bigcode)", &["gpt_bigcode", "gpt_bigcode_multi_head"], &["starcoder"], NONE),
+    (
+        "StarCoder; SantaCoder as gpt_bigcode",
+        &["gpt_bigcode", "gpt_bigcode_multi_head"],
+        &["starcoder"],
+        NONE,
+    ),
     ("StarCoder 2", &["starcoder2"], &["starcoder2"], OWN),
     (
         "Falcon 7B, 11B, 40B, 180B",
@@ -61,7 +66,7 @@ const ROWS: [Row; 31] = [
     ("Falcon RW", &["falcon_rw"], &[], NONE),
     ("MPT", &["mpt"], &[], OWN),
     ("BLOOM", &["bloom"], &["bloom"], NONE),
-    ("OPT, except 350M", &["opt", "opt_published"], &[], NONE),
+    ("OPT, except 350M and others named below", &["opt", "opt_published"], &[], NONE),
 ];
 
 /// Llama's GGUF file has tests of its own.

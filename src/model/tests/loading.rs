@@ -23,10 +23,10 @@ use crate::model::weights::Weights;
 use crate::quant::decode_bf16;
 
 /// A named tensor of a checkpoint that is about to be written.
-type Named = (String, Dtype, Vec<usize>, Vec<u8>);
+pub(super) type Named = (String, Dtype, Vec<usize>, Vec<u8>);
 
 /// A copy of a golden directory whose tensors `edit` may change.
-fn edited(name: &str, edit: impl FnOnce(&mut Vec<Named>)) -> tempfile::TempDir {
+pub(super) fn edited(name: &str, edit: impl FnOnce(&mut Vec<Named>)) -> tempfile::TempDir {
     let source = golden(name);
     let bytes = std::fs::read(source.join("model.safetensors")).unwrap();
     let mut tensors: Vec<Named> = SafeTensors::deserialize(&bytes)
@@ -161,14 +161,31 @@ fn leftover_tensors_are_named_unless_harmless() {
 }
 
 #[test]
-fn a_tied_head_may_be_there_in_the_right_shape() {
-    let head = |shape: &[usize]| {
-        let data = vec![7; 4 * shape.iter().product::<usize>()];
-        let tensor = ("lm_head.weight".to_owned(), Dtype::F32, shape.to_vec(), data);
-        edited("llama_tiny_gqa_tied", |tensors| tensors.push(tensor))
+fn a_tied_head_may_be_there_if_it_is_the_embedding() {
+    let head = |change: fn(&mut Named)| {
+        edited("llama_tiny_gqa_tied", |tensors| {
+            let embedding = tensors.iter().find(|(name, ..)| name == "model.embed_tokens.weight");
+            let mut head = embedding.unwrap().clone();
+            head.0 = "lm_head.weight".to_owned();
+            change(&mut head);
+            tensors.push(head);
+        })
     };
-    load(head(&[89, 36]).path(), None).unwrap();
-    assert!(load_error(&head(&[90, 36])).message().contains("lm_head.weight"));
+    load(head(|_| ()).path(), None).unwrap();
+    let changes: [fn(&mut Named); 3] = [
+        |(_, _, _, data)| *data.last_mut().unwrap() ^= 1,
+        |(_, _, shape, _)| shape.reverse(),
+        |(_, dtype, shape, data)| {
+            *dtype = Dtype::F16;
+            data.truncate(2 * shape.iter().product::<usize>());
+        },
+    ];
+    for change in changes {
+        let error = load_error(&head(change));
+        assert_eq!(error.status(), Status::ModelInvalid);
+        assert!(error.message().contains("lm_head.weight"), "{error}");
+        assert!(error.message().contains("tie_word_embeddings"), "{error}");
+    }
 }
 
 #[test]

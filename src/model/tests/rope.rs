@@ -6,7 +6,7 @@ use super::golden::golden;
 use crate::error::Status;
 use crate::format::Checkpoint;
 use crate::model::families::load_spec;
-use crate::model::rope::{Rope, tables};
+use crate::model::rope::{Rope, choice, default_context, tables};
 use crate::model::spec::RopeScaling;
 
 #[test]
@@ -38,7 +38,7 @@ fn supported_contexts_follow_the_scaling() {
     let contexts = [
         (r#"null"#, 1000),
         (r#"{"rope_type": "default"}"#, 1000),
-        (r#"{"type": "linear", "factor": 2.5}"#, 2500),
+        (r#"{"type": "linear", "factor": 2.5}"#, 1000),
         (r#"{"type": "dynamic", "factor": 4}"#, 4000),
         (r#"{"type": "yarn", "factor": 8.0, "original_max_position_embeddings": 500}"#, 4000),
         (
@@ -53,10 +53,7 @@ fn supported_contexts_follow_the_scaling() {
     }
     let error = super::families::spec_with("rope_scaling", r#"{"type": "xpos", "factor": 2}"#).unwrap_err();
     assert_eq!(error.status(), Status::ModelUnsupported);
-    assert!(
-        error.message().contains("rope_scaling.rope_type") && error.message().contains("xpos"),
-        "{error}"
-    );
+    assert!(error.message().contains("rope_scaling.type") && error.message().contains("xpos"), "{error}");
 }
 
 #[test]
@@ -70,4 +67,28 @@ fn rows_hold_cosines_then_sines() {
         let expected = [position.cos(), slow.cos(), position.sin(), slow.sin()];
         assert_eq!(row, expected.map(|value| value as f32));
     }
+}
+
+#[test]
+fn contexts_are_stretched_only_where_that_is_asked_for() {
+    let spec = |scaling: &str| super::families::spec_with("rope_scaling", scaling).unwrap();
+    let dynamic = spec(r#"{"type": "dynamic", "factor": 4}"#);
+    assert_eq!((default_context(&dynamic), dynamic.max_positions), (1000, 4000));
+    let plain = tables(&spec("null"), 1000);
+    assert_eq!(tables(&dynamic, default_context(&dynamic)), plain);
+    assert_ne!(tables(&dynamic, 1001), plain);
+    assert_eq!(choice(&dynamic, 1000), None);
+    assert!(choice(&dynamic, 1001).unwrap().contains("at most 1000"));
+
+    let factors = [2.0; 8];
+    let long = format!(
+        r#"{{"type": "longrope", "short_factor": {factors:?}, "long_factor": {factors:?},
+             "original_max_position_embeddings": 250}}"#
+    );
+    let long = spec(&long);
+    assert_eq!(default_context(&long), 1000);
+    assert!(choice(&long, 1000).unwrap().contains("the long factors"));
+    let short = choice(&long, 250).unwrap();
+    assert!(short.contains("the short factors") && short.contains("more than 250"), "{short}");
+    assert_eq!(choice(&spec("null"), 1000), None);
 }

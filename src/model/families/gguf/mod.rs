@@ -152,7 +152,7 @@ fn positions(
     let rotary_dim = keys.size("rope.dimension_count")?.unwrap_or(head_dim);
     let rope = keys.rope(rotary_dim, DEFAULT_THETA)?;
     let max_positions = rope.max_positions;
-    Ok((rope.positions(rotary_dim, 1.0, architecture.pairing), max_positions))
+    Ok((rope.positions(rotary_dim, architecture.pairing), max_positions))
 }
 
 fn experts(
