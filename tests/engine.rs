@@ -143,6 +143,19 @@ fn a_stop_string_across_tokens_ends_the_text_before_it() {
 }
 
 #[test]
+fn the_echo_device_keeps_to_the_memory_limit() {
+    let mut options = echo_options();
+    options.memory_limit_bytes = 1;
+    assert!(!Engine::plan(&options).unwrap().fits);
+    assert_eq!(Engine::create(&options).err().unwrap().status(), Status::MemoryLimit);
+    // Within a limit the cache takes what is left, as a model's does.
+    options.memory_limit_bytes = 1000;
+    let plan = Engine::plan(&options).unwrap();
+    assert_eq!((plan.num_kv_blocks, plan.max_model_len, plan.fits), (15, 960, true));
+    assert_eq!(*Engine::create(&options).unwrap().memory(), plan);
+}
+
+#[test]
 fn a_full_queue_is_busy_and_a_polled_one_is_not() {
     let mut options = echo_options();
     options.device = "echo:2000".to_owned();

@@ -42,9 +42,17 @@ impl DType {
 /// A failed operation of a backend.
 #[derive(Debug, Clone, Error)]
 pub enum BackendError {
-    /// An allocation did not fit.
+    /// An allocation did not fit the memory of the device.
     #[error("{what}: {bytes} bytes do not fit the device's memory")]
     OutOfMemory {
+        /// What the memory was for.
+        what: String,
+        /// Bytes asked for.
+        bytes: u64,
+    },
+    /// An allocation did not fit the host's memory, which is also the CPU backend's.
+    #[error("{what}: {bytes} bytes do not fit the host's memory")]
+    HostOutOfMemory {
         /// What the memory was for.
         what: String,
         /// Bytes asked for.
@@ -72,6 +80,7 @@ impl From<BackendError> for Error {
     fn from(error: BackendError) -> Self {
         let status = match &error {
             BackendError::OutOfMemory { .. } => Status::DeviceOutOfMemory,
+            BackendError::HostOutOfMemory { .. } => Status::OutOfMemory,
             BackendError::DeviceLost { .. } => Status::DeviceLost,
             BackendError::InvalidArgument { .. } => Status::Internal,
         };

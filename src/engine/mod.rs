@@ -127,6 +127,7 @@ impl Engine {
     /// Accepts a request and returns its id, or fails at once: [`Status::Busy`] where the queue is full, an
     /// argument error where a value is not allowed. Tokenises in the calling thread.
     pub fn enqueue(&self, request: Request) -> Result<RequestId> {
+        let enqueued_at = Instant::now();
         let inner = &self.inner;
         inner.shared.while_open(|| Ok(()))?;
         let max_requests = inner.parts.max_queued_requests;
@@ -142,10 +143,9 @@ impl Engine {
         // An answer to a chat starts a text; any other output continues the prompt's.
         let continues = !matches!(request.prompt, Prompt::Chat(_));
         let decode_options = DecodeOptions { skip_special: true, continues };
-        let enqueued_at = Instant::now();
         let id = inner.next_id.fetch_add(1, Ordering::Relaxed);
         let Admitted { params, stops, min_tokens, user_data, queue } =
-            inner.admission().admit(id, request)?;
+            inner.admission().admit(id, request, enqueued_at)?;
         let stream_params = StreamParams {
             id,
             user_data,
