@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -61,12 +62,14 @@ impl Logger {
         Self { sink: Some((level, sink)) }
     }
 
-    /// Logs `message` where the level is enabled; formats nothing otherwise.
+    /// Logs `message` where the level is enabled; formats nothing otherwise. A sink that panics loses the line and
+    /// nothing else: the threads that log have requests to end.
     pub fn log(&self, level: LogLevel, message: fmt::Arguments<'_>) {
         if let Some((enabled, sink)) = &self.sink
             && level <= *enabled
         {
-            sink(level, &message.to_string());
+            let message = message.to_string();
+            let _ = catch_unwind(AssertUnwindSafe(|| sink(level, &message)));
         }
     }
 }

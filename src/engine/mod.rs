@@ -22,7 +22,6 @@ mod sync;
 mod threads;
 mod worker;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 pub use create::{EngineFacts, EngineParts};
@@ -96,12 +95,7 @@ impl Engine {
         let mut threads = Threads::new();
         threads.spawn("ifl-output", {
             let (shared, inbox) = (shared.clone(), inbox.clone());
-            move || {
-                if catch_unwind(AssertUnwindSafe(|| output::run(outputs, inbox))).is_err() {
-                    shared.close(Error::internal("the output thread panicked"));
-                }
-                shared.close_queues();
-            }
+            move || output::run(outputs, inbox, &shared)
         })?;
         threads.spawn("ifl-worker", {
             let inbox = inbox.clone();
@@ -155,6 +149,7 @@ impl Engine {
             min_tokens,
             num_prompt_tokens: u32::try_from(params.prompt.len()).unwrap_or(u32::MAX),
             enqueued_at,
+            num_finished: inner.shared.num_finished.clone(),
             logger: inner.shared.logger.clone(),
         };
         let stream = Box::new(RequestStream::new(stream_params, place));
@@ -210,7 +205,8 @@ impl Engine {
             num_prompt_tokens: counts.num_prompt_tokens,
             num_output_tokens: shared.num_output_tokens(),
             num_accepted,
-            num_finished: num_accepted.saturating_sub(shared.num_open.load(Ordering::Acquire)),
+            // A request may end before the thread that enqueued it has counted it.
+            num_finished: shared.num_finished.load(Ordering::Acquire).min(num_accepted),
             num_preemptions: counts.num_preemptions,
             num_waiting: counts.num_waiting as u64,
             num_running: counts.num_running as u64,
