@@ -4,6 +4,7 @@
 
 mod admission;
 pub mod batch;
+mod budget;
 mod create;
 pub mod echo;
 pub mod event;
@@ -55,7 +56,7 @@ pub struct Engine {
 
 struct Inner {
     shared: Arc<Shared>,
-    parts: create::EngineFacts,
+    facts: EngineFacts,
     inbox: Sender<Message>,
     queue: Queue,
     next_id: AtomicU64,
@@ -108,7 +109,7 @@ impl Engine {
             .log(LogLevel::Info, format_args!("engine ready on {}: {:?}", facts.info.device, facts.memory));
         let inner = Inner {
             shared,
-            parts: facts,
+            facts,
             inbox,
             queue,
             next_id: AtomicU64::new(1),
@@ -124,7 +125,7 @@ impl Engine {
         let enqueued_at = Instant::now();
         let inner = &self.inner;
         inner.shared.while_open(|| Ok(()))?;
-        let max_requests = inner.parts.max_queued_requests;
+        let max_requests = inner.facts.max_queued_requests;
         let place = Place::take(&inner.shared.num_open, max_requests).ok_or_else(|| {
             Error::new(
                 Status::Busy,
@@ -144,7 +145,7 @@ impl Engine {
             id,
             user_data,
             queue: queue.unwrap_or_else(|| inner.queue.clone()),
-            decoder: StreamDecoder::new(&inner.parts.tokenizer, decode_options),
+            decoder: StreamDecoder::new(&inner.facts.tokenizer, decode_options),
             stops,
             min_tokens,
             num_prompt_tokens: u32::try_from(params.prompt.len()).unwrap_or(u32::MAX),
@@ -189,15 +190,15 @@ impl Engine {
     /// A further queue; it may outlive the engine.
     pub fn create_queue(&self) -> Result<Queue> {
         let inner = &self.inner;
-        inner.shared.while_open(|| Ok(make_queue(&inner.shared, &inner.inbox, inner.parts.max_unread_tokens)))
+        inner.shared.while_open(|| Ok(make_queue(&inner.shared, &inner.inbox, inner.facts.max_unread_tokens)))
     }
 
     /// A snapshot of counters and gauges.
     pub fn stats(&self) -> Stats {
-        let Inner { shared, parts, .. } = &*self.inner;
+        let Inner { shared, facts, .. } = &*self.inner;
         let counts = shared.counts();
         let num_accepted = shared.num_accepted.load(Ordering::Relaxed);
-        let num_blocks = u64::from(parts.scheduler.num_blocks);
+        let num_blocks = u64::from(facts.scheduler.num_blocks);
         let num_free = counts.map_or(num_blocks, |counts| counts.num_blocks_free as u64);
         let counts = counts.unwrap_or_default();
         Stats {
@@ -213,20 +214,20 @@ impl Engine {
             num_paused: counts.num_paused as u64,
             num_kv_blocks_used: num_blocks - num_free,
             num_kv_blocks_free: num_free,
-            weights_bytes: parts.memory.weights_bytes,
-            kv_cache_bytes: parts.memory.kv_cache_bytes,
-            workspace_bytes: parts.memory.workspace_bytes,
+            weights_bytes: facts.memory.weights_bytes,
+            kv_cache_bytes: facts.memory.kv_cache_bytes,
+            workspace_bytes: facts.memory.workspace_bytes,
         }
     }
 
     /// What the loaded model is.
     pub fn model_info(&self) -> &ModelInfo {
-        &self.inner.parts.info
+        &self.inner.facts.info
     }
 
     /// What the engine has reserved.
     pub fn memory(&self) -> &MemoryPlan {
-        &self.inner.parts.memory
+        &self.inner.facts.memory
     }
 
     /// Token ids that a request with this prompt would run.
@@ -256,17 +257,17 @@ impl Engine {
     }
 
     fn tokenizer(&self) -> &Tokenizer {
-        &self.inner.parts.tokenizer
+        &self.inner.facts.tokenizer
     }
 }
 
 impl Inner {
     fn admission(&self) -> Admission<'_> {
         Admission {
-            tokenizer: &self.parts.tokenizer,
-            scheduler: &self.parts.scheduler,
-            max_model_len: self.parts.info.max_model_len as usize,
-            vocab_size: self.parts.info.vocab_size as usize,
+            tokenizer: &self.facts.tokenizer,
+            scheduler: &self.facts.scheduler,
+            max_model_len: self.facts.info.max_model_len as usize,
+            vocab_size: self.facts.info.vocab_size as usize,
             epoch: self.epoch,
         }
     }
