@@ -1,7 +1,8 @@
 //! What a device can do: a few fused operations over typed buffers.
 //!
-//! A backend speaks of tensors and of the rows of a [`Batch`], never of models or requests. Operations may
-//! return before the device has finished; [`Backend::collect`] is the only one that waits.
+//! A backend speaks of tensors and of the rows of a [`Batch`], never of models or requests. A row of a batch is what
+//! one sequence runs in a step; a row of a tensor is one token of the step or, after the last layer, one that is
+//! sampled. Operations may return before the device has finished; [`Backend::collect`] is the only one that waits.
 
 pub mod cpu;
 #[cfg(feature = "cuda")]

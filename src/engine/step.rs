@@ -1,6 +1,23 @@
 //! The scheduler thread: the loop that turns commands into steps and steps into outcomes.
 //!
-//! Everything it waits for comes through one inbox. It does no text, no I/O and no device call.
+//! Everything it waits for comes through one inbox. It does no text, no I/O and no device call. What a step is says
+//! [`crate::engine::batch::StepPlan`]; the scheduler fills it, and this loop decides when. On a device that has two
+//! steps at a time (`pipeline_depth` 2) step 2 is planned and handed over while step 1 runs, and the worker is told to
+//! wait for step 1 only then:
+//!
+//! ```text
+//! scheduler | plan 1, plan 2              | commit 1, plan 3            | commit 2, plan 4
+//!           |   Submit 1, Submit 2,       ^   Submit 3, Collect         ^   Submit 4, Collect
+//!           v   Collect                   |                             |
+//! worker    | submit 1, submit 2, collect | submit 3, collect           | submit 4, collect
+//!           |                    StepDone 1                    StepDone 2
+//! device    |    [========= step 1 =========][========= step 2 =========][========= step 3 ====
+//! ```
+//!
+//! From `Collect` to `StepDone` the loop `is_collecting`, so that the worker waits for one step at a time and takes
+//! the next `Submit` before the next `Collect`. Step 3 is planned when the tokens of step 1 are known and those of
+//! step 2 are not: rows of it take theirs from their slots. With a depth of 1 nothing overlaps: plan 1, Submit,
+//! Collect, commit 1, plan 2.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -46,7 +63,7 @@ pub(super) struct StepLoop {
     pub(super) pipeline_depth: usize,
     pub(super) inbox: Receiver<Message>,
     pub(super) worker: Sender<Command>,
-    /// Whether the worker has been told to collect a step and has not answered.
+    /// Whether the worker has been told to collect a step and has not answered; see the drawing above.
     pub(super) is_collecting: bool,
     pub(super) output: Sender<OutputMessage>,
     pub(super) shared: Arc<Shared>,
