@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -61,12 +62,14 @@ impl Logger {
         Self { sink: Some((level, sink)) }
     }
 
-    /// Logs `message` where the level is enabled; formats nothing otherwise.
+    /// Logs `message` where the level is enabled; formats nothing otherwise. A sink that panics loses the line and
+    /// nothing else: the threads that log have requests to end.
     pub fn log(&self, level: LogLevel, message: fmt::Arguments<'_>) {
         if let Some((enabled, sink)) = &self.sink
             && level <= *enabled
         {
-            sink(level, &message.to_string());
+            let message = message.to_string();
+            let _ = catch_unwind(AssertUnwindSafe(|| sink(level, &message)));
         }
     }
 }
@@ -92,7 +95,7 @@ pub struct EngineOptions {
     pub dtype: DTypeChoice,
     /// Sequences that can be in one step; 0: 64, on CUDA 256.
     pub max_num_sequences: usize,
-    /// Token budget of one step: decodes first, then chunks of prompts. Above
+    /// Token budget of one step: by priority decodes first, then chunks of prompts. Above
     /// `max_num_sequences`; 0: 512, on CUDA 8192.
     pub max_batched_tokens: usize,
     /// Longest prompt plus output, in tokens; 0: what the model was trained for. Where RoPE depends on the context's
@@ -100,8 +103,9 @@ pub struct EngineOptions {
     pub max_model_len: usize,
     /// Tokens in a KV block; 0: the default, 64. A multiple of 16.
     pub kv_block_size: usize,
-    /// Bytes for the KV cache; 0: enough for `max_num_sequences` full contexts, at most a quarter of a host's
-    /// available memory, or what weights and workspace leave of nine tenths of a CUDA device's free memory.
+    /// Bytes for the KV cache, at most 4,194,304 blocks; 0: enough for `max_num_sequences` full contexts, at most a
+    /// quarter of a host's available memory, or what weights and workspace leave of nine tenths of a CUDA device's
+    /// free memory.
     pub kv_cache_bytes: u64,
     /// Hard limit in bytes on weights, KV cache and workspace together, per device; 0: none.
     pub memory_limit_bytes: u64,

@@ -213,6 +213,13 @@ fn behaviour_is_right_under_valgrind() {
 }
 
 #[test]
+fn a_shortage_of_memory_is_a_status() {
+    // Alone, because it limits its address space, which would be valgrind's too.
+    let sources = ["tests/c/memory_test.c", "tests/c/check.c"];
+    run_ok(compile("memory_test", &sources), &[], "");
+}
+
+#[test]
 fn the_smallest_program_is_small_and_quoted_as_it_is() {
     let source = fs::read_to_string(Path::new(ROOT).join("examples/c/hello.c")).unwrap();
     assert!(source.lines().count() <= 40);

@@ -2,8 +2,10 @@
 //! terminal event, whatever happens to it.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use inflight::config::{LogLevel, Logger};
 use inflight::engine::{Event, EventKind, FinishReason, RequestId, Timings};
 use inflight::{Engine, EngineOptions, Prompt, Request, Status};
 
@@ -140,6 +142,78 @@ fn a_stop_string_across_tokens_ends_the_text_before_it() {
     assert_eq!(seen.text, "one ");
     assert_eq!(seen.end, Some((FinishReason::Stop, None)));
     assert_eq!(seen.tokens.len(), 7);
+}
+
+#[test]
+fn a_stop_string_that_is_certain_only_at_the_end_is_the_reason() {
+    let engine = echo();
+    // After "ab" the match of "b" is certain only once "abcd" has failed, be it for want of further tokens.
+    for (max_tokens, stops) in [(2, vec!["abcd", "b"]), (5, vec!["abcd", "b"]), (2, vec!["b"])] {
+        let prompt = Prompt::Text { text: "abxyz".into(), add_special_tokens: false, parse_special: false };
+        let stop_strings = stops.iter().map(|&stop| stop.to_owned()).collect();
+        let id = engine.enqueue(Request { stop_strings, max_tokens, ..Request::new(prompt) }).unwrap();
+        let mut collector = Collector::default();
+        collector.wait(&engine, 1);
+        let seen = &collector.requests[&id];
+        assert_eq!(seen.text, "a", "{max_tokens} tokens, {stops:?}");
+        assert_eq!(seen.end, Some((FinishReason::Stop, None)), "{max_tokens} tokens, {stops:?}");
+    }
+}
+
+#[test]
+fn the_count_of_ended_requests_never_goes_down() {
+    let engine = echo();
+    for _ in 0..50 {
+        engine.enqueue(tokens_request([1])).unwrap();
+    }
+    let mut collector = Collector::default();
+    collector.wait(&engine, 50);
+    assert_eq!(engine.stats().num_finished, 50);
+    // Requests that are refused hold a place while they are looked at, and are not counted.
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                    let tokens = (0..4000).map(|index| if index == 3999 { 1 << 20 } else { 1 });
+                    engine.enqueue(tokens_request(tokens)).unwrap_err();
+                }
+            });
+        }
+        let start = Instant::now();
+        let mut fewest = 50;
+        while start.elapsed() < Duration::from_millis(300) {
+            fewest = fewest.min(engine.stats().num_finished);
+        }
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(fewest, 50);
+    });
+}
+
+#[test]
+fn the_echo_device_keeps_to_the_memory_limit() {
+    let mut options = echo_options();
+    options.memory_limit_bytes = 1;
+    assert!(!Engine::plan(&options).unwrap().fits);
+    assert_eq!(Engine::create(&options).err().unwrap().status(), Status::MemoryLimit);
+    // Within a limit the cache takes what is left, as a model's does.
+    options.memory_limit_bytes = 1000;
+    let plan = Engine::plan(&options).unwrap();
+    assert_eq!((plan.num_kv_blocks, plan.max_model_len, plan.fits), (15, 960, true));
+    assert_eq!(*Engine::create(&options).unwrap().memory(), plan);
+}
+
+#[test]
+fn a_log_sink_that_panics_loses_lines_and_no_request() {
+    let mut options = echo_options();
+    options.logger = Logger::new(LogLevel::Debug, Arc::new(|_, _| panic!("a defect of the host")));
+    let engine = Engine::create(&options).unwrap();
+    let mut collector = Collector::default();
+    for num_ended in 1..=2 {
+        engine.enqueue(tokens_request([1])).unwrap();
+        collector.wait(&engine, num_ended);
+    }
+    assert!(collector.requests.values().all(|seen| seen.end == Some((FinishReason::Stop, None))));
 }
 
 #[test]

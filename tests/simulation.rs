@@ -396,6 +396,65 @@ fn next_step(scheduler: &mut Scheduler) -> Vec<usize> {
     (0..plan.batch.num_rows()).map(|row| plan.batch.query_range(row).len()).collect()
 }
 
+fn params(id: u64, prompt_len: usize, priority: i32) -> SequenceParams {
+    SequenceParams {
+        id,
+        prompt: vec![1; prompt_len],
+        sampling: slot_state(id),
+        max_tokens: 50,
+        stop_tokens: Vec::new(),
+        priority,
+        deadline: None,
+    }
+}
+
+#[test]
+fn a_prompt_goes_before_decodes_of_lower_priority_alone() {
+    let config = SchedulerConfig {
+        max_num_sequences: 32,
+        max_batched_tokens: 33,
+        token_quantum: 1,
+        block_size: 8,
+        num_blocks: 2000,
+    };
+    // Steps until the prompt of 400 tokens is through, beside 31 decodes of priority 0.
+    for (priority, expected) in [(100, 13), (0, 200), (-1, 200)] {
+        let mut scheduler = Scheduler::new(config);
+        (1..=31).for_each(|id| scheduler.add(SequenceParams { max_tokens: 1000, ..params(id, 1, 0) }));
+        assert_eq!(next_step(&mut scheduler), [1; 31]);
+        scheduler.add(params(99, 400, priority));
+        let (mut num_steps, mut num_left) = (0, 400);
+        while num_left > 0 {
+            let rows = next_step(&mut scheduler);
+            num_left -= rows.iter().find(|&&num_tokens| num_tokens > 1).copied().unwrap_or(num_left);
+            num_steps += 1;
+        }
+        assert_eq!(num_steps, expected, "priority {priority}");
+        assert_eq!(next_step(&mut scheduler).len(), 32, "the decodes go on");
+    }
+}
+
+#[test]
+fn a_slot_gets_the_prompt_where_it_is_penalised_alone() {
+    for (repetition_penalty, expected) in [(1.0, vec![]), (1.3, vec![1; 5])] {
+        let mut simulation = Simulation::new(1);
+        let sampling = SlotState { repetition_penalty, ..SlotState::GREEDY };
+        simulation.scheduler.add(SequenceParams { sampling, max_tokens: 2, ..params(1, 5, 0) });
+        let plan = simulation.scheduler.plan(&mut Vec::new()).unwrap();
+        assert_eq!(plan.resets[0].1.prompt, expected);
+    }
+}
+
+#[test]
+#[should_panic(expected = "results come in row order")]
+fn a_result_of_another_slot_is_a_defect() {
+    let mut simulation = Simulation::new(1);
+    simulation.scheduler.add(SequenceParams { max_tokens: 2, ..params(1, 1, 0) });
+    let plan = simulation.scheduler.plan(&mut Vec::new()).unwrap();
+    let sampled = Sampled { slot: plan.batch.slots[0] + 1, token: Some(1), logprobs: Vec::new() };
+    simulation.scheduler.commit(vec![sampled], &mut Vec::new());
+}
+
 #[test]
 fn prompts_beside_decodes_stop_at_a_quantum() {
     let config = SchedulerConfig {
@@ -408,15 +467,7 @@ fn prompts_beside_decodes_stop_at_a_quantum() {
     let scheduler = |prompts: &[usize]| {
         let mut scheduler = Scheduler::new(config);
         for (index, &prompt_len) in prompts.iter().enumerate() {
-            scheduler.add(SequenceParams {
-                id: index as u64 + 1,
-                prompt: vec![1; prompt_len],
-                sampling: SlotState::GREEDY,
-                max_tokens: 50,
-                stop_tokens: Vec::new(),
-                priority: 0,
-                deadline: None,
-            });
+            scheduler.add(params(index as u64 + 1, prompt_len, 0));
         }
         scheduler
     };

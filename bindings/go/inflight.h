@@ -423,9 +423,9 @@ typedef struct {
     uint32_t max_model_len;
     /// Tokens in a block of the KV cache, a multiple of 16; default 64.
     uint32_t kv_block_size;
-    /// Bytes for the KV cache, per device; default: enough for max_num_sequences full contexts, at most a
-    /// quarter of the memory that the host has available, or what weights and workspace leave of nine tenths
-    /// of a CUDA device's free memory.
+    /// Bytes for the KV cache, per device, at most 4194304 blocks; default: enough for max_num_sequences full
+    /// contexts, at most a quarter of the memory that the host has available, or what weights and workspace
+    /// leave of nine tenths of a CUDA device's free memory.
     uint64_t kv_cache_bytes;
     /// Hard limit in bytes on weights, KV cache and workspace together, per device; default: none.
     uint64_t memory_limit_bytes;
@@ -482,7 +482,8 @@ typedef struct {
     uint32_t min_tokens;
     /// Flag: do not stop at the model's end-of-sequence tokens; default 0.
     uint32_t ignore_eos;
-    /// Higher runs first; equal ones run in order of arrival. Default 0.
+    /// Higher runs first, and its prompt goes before further tokens of lower ones; equal ones run in order of
+    /// arrival. Default 0.
     int32_t priority;
     /// Milliseconds after which the request ends with IFL_FINISH_DEADLINE, by a monotonic clock from
     /// ifl_engine_enqueue on; 0, the default: never.

@@ -1,7 +1,8 @@
 //! What a device can do: a few fused operations over typed buffers.
 //!
-//! A backend speaks of tensors and of the rows of a [`Batch`], never of models or requests. Operations may
-//! return before the device has finished; [`Backend::collect`] is the only one that waits.
+//! A backend speaks of tensors and of the rows of a [`Batch`], never of models or requests. A row of a batch is what
+//! one sequence runs in a step; a row of a tensor is one token of the step or, after the last layer, one that is
+//! sampled. Operations may return before the device has finished; [`Backend::collect`] is the only one that waits.
 
 pub mod cpu;
 #[cfg(feature = "cuda")]
@@ -42,7 +43,7 @@ impl DType {
 /// A failed operation of a backend.
 #[derive(Debug, Clone, Error)]
 pub enum BackendError {
-    /// An allocation did not fit.
+    /// An allocation did not fit the memory of the device.
     #[error("{what}: {bytes} bytes do not fit the device's memory")]
     OutOfMemory {
         /// What the memory was for.
@@ -57,6 +58,14 @@ pub enum BackendError {
         operation: &'static str,
         /// The driver's words.
         message: String,
+    },
+    /// An allocation did not fit the host's memory, which is also the CPU backend's.
+    #[error("{what}: {bytes} bytes do not fit the host's memory")]
+    HostOutOfMemory {
+        /// What the memory was for.
+        what: String,
+        /// Bytes asked for.
+        bytes: u64,
     },
     /// The device is gone; nothing on it can be used again.
     #[error("the device was lost in {operation}: {message}")]
@@ -80,6 +89,7 @@ impl From<BackendError> for Error {
     fn from(error: BackendError) -> Self {
         let status = match &error {
             BackendError::OutOfMemory { .. } | BackendError::DeviceFull { .. } => Status::DeviceOutOfMemory,
+            BackendError::HostOutOfMemory { .. } => Status::OutOfMemory,
             BackendError::DeviceLost { .. } => Status::DeviceLost,
             BackendError::InvalidArgument { .. } => Status::Internal,
         };

@@ -78,9 +78,9 @@ pub struct ifl_engine_options {
     pub max_model_len: u32,
     /// Tokens in a block of the KV cache, a multiple of 16; default 64.
     pub kv_block_size: u32,
-    /// Bytes for the KV cache, per device; default: enough for max_num_sequences full contexts, at most a
-    /// quarter of the memory that the host has available, or what weights and workspace leave of nine tenths
-    /// of a CUDA device's free memory.
+    /// Bytes for the KV cache, per device, at most 4194304 blocks; default: enough for max_num_sequences full
+    /// contexts, at most a quarter of the memory that the host has available, or what weights and workspace
+    /// leave of nine tenths of a CUDA device's free memory.
     pub kv_cache_bytes: u64,
     /// Hard limit in bytes on weights, KV cache and workspace together, per device; default: none.
     pub memory_limit_bytes: u64,

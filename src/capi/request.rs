@@ -73,7 +73,8 @@ pub struct ifl_request {
     pub min_tokens: u32,
     /// Flag: do not stop at the model's end-of-sequence tokens; default 0.
     pub ignore_eos: u32,
-    /// Higher runs first; equal ones run in order of arrival. Default 0.
+    /// Higher runs first, and its prompt goes before further tokens of lower ones; equal ones run in order of
+    /// arrival. Default 0.
     pub priority: i32,
     /// Milliseconds after which the request ends with IFL_FINISH_DEADLINE, by a monotonic clock from
     /// ifl_engine_enqueue on; 0, the default: never.

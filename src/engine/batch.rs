@@ -19,16 +19,20 @@ pub struct StepPlan {
 #[derive(Debug)]
 pub(super) struct BatchBuilder {
     batch: Batch,
-    sampling: Vec<RequestId>,
+    sampling: Vec<SampledRow>,
+}
+
+/// A row of a planned step that samples.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct SampledRow {
+    pub(super) id: RequestId,
+    /// The slot that the request had when the step was planned.
+    pub(super) slot: u32,
 }
 
 impl BatchBuilder {
     pub(super) fn new() -> Self {
         Self { batch: Batch::new(), sampling: Vec::new() }
-    }
-
-    pub(super) fn num_tokens(&self) -> usize {
-        self.batch.num_tokens()
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -42,13 +46,14 @@ impl BatchBuilder {
         let context_len = first + num_tokens;
         let num_blocks = context_len.div_ceil(block_size);
         debug_assert!(num_tokens > 0 && num_blocks <= sequence.blocks.len());
+        let slot = sequence.slot.expect("a row needs a slot");
         let batch = &mut self.batch;
         if context_len == sequence.total_len() {
             batch.sampled_rows.push(batch.slots.len() as u32);
-            self.sampling.push(sequence.id);
-            sequence.num_unread += 1;
+            self.sampling.push(SampledRow { id: sequence.id, slot });
+            sequence.num_in_flight += 1;
         }
-        batch.slots.push(sequence.slot.expect("a row needs a slot"));
+        batch.slots.push(slot);
         batch.tokens.extend((first..context_len).map(|index| sequence.token_at(index)));
         batch.query_starts.push(batch.tokens.len() as u32);
         batch.context_lens.push(context_len as u32);
@@ -57,8 +62,8 @@ impl BatchBuilder {
         sequence.num_computed = context_len;
     }
 
-    /// The arrays, and the requests of the sampled rows in order.
-    pub(super) fn finish(self) -> (Batch, Vec<RequestId>) {
+    /// The arrays, and what the sampled rows belong to, in order.
+    pub(super) fn finish(self) -> (Batch, Vec<SampledRow>) {
         (self.batch, self.sampling)
     }
 }

@@ -10,7 +10,7 @@ use crate::config::{DTypeChoice, EngineOptions, LogLevel};
 use crate::engine::echo::EchoExecutor;
 use crate::engine::executor::Executor;
 use crate::engine::info::{MemoryPlan, ModelInfo};
-use crate::engine::model::{self, Target};
+use crate::engine::model::{self, CacheBudget, Target};
 use crate::engine::scheduler::SchedulerConfig;
 use crate::engine::sync::Arc;
 use crate::error::{Error, Result, Status};
@@ -20,6 +20,8 @@ use crate::token::Tokenizer;
 pub(super) const DEFAULT_BLOCK_SIZE: usize = 64;
 /// KV block sizes are multiples of this, the tile in which attention takes keys.
 const BLOCK_SIZE_MULTIPLE: usize = 16;
+/// Most KV blocks. The pool keeps a few bytes of each, which must not become a shortage of their own.
+pub(super) const MAX_KV_BLOCKS: u64 = 1 << 22;
 /// Context of the echo device where the options leave it open.
 const ECHO_MODEL_LEN: usize = 4096;
 
@@ -173,7 +175,7 @@ fn load_here(options: &EngineOptions) -> Result<EngineParts> {
         Chosen::Cpu => model::load(cpu_target(options)?, options),
         #[cfg(feature = "cuda")]
         Chosen::Cuda(ordinal, cuda) => model::load(cuda_target(ordinal, cuda, options)?, options),
-        Chosen::Echo(step_time) => Ok(load_echo(options, step_time)),
+        Chosen::Echo(step_time) => load_echo(options, step_time),
     }
 }
 
@@ -184,7 +186,7 @@ fn plan_here(options: &EngineOptions) -> Result<MemoryPlan> {
         Chosen::Cpu => model::plan(&cpu_target(options)?, options),
         #[cfg(feature = "cuda")]
         Chosen::Cuda(ordinal, cuda) => model::plan(&cuda_target(ordinal, cuda, options)?, options),
-        Chosen::Echo(_) => Ok(plan_echo(options)),
+        Chosen::Echo(_) => plan_echo(options),
     }
 }
 
@@ -272,37 +274,40 @@ pub(super) fn block_size(options: &EngineOptions) -> usize {
 }
 
 /// The echo device counts one byte per token of its imaginary cache.
-fn plan_echo(options: &EngineOptions) -> MemoryPlan {
+fn plan_echo(options: &EngineOptions) -> Result<MemoryPlan> {
     let block_size = block_size(options);
     let wanted = if options.max_model_len == 0 { ECHO_MODEL_LEN } else { options.max_model_len };
-    let full = wanted.div_ceil(block_size).saturating_mul(options.max_num_sequences);
-    let num_blocks = match options.kv_cache_bytes {
-        0 => full,
-        bytes => usize::try_from(bytes).unwrap_or(usize::MAX) / block_size,
-    }
-    .clamp(1, u32::MAX as usize);
-    let kv_cache_bytes = num_blocks.saturating_mul(block_size) as u64;
-    MemoryPlan {
+    let budget = CacheBudget {
+        block_bytes: block_size as u64,
+        other_bytes: 0,
+        full_blocks: (wanted.div_ceil(block_size) as u64).saturating_mul(options.max_num_sequences as u64),
+        available_bytes: 0,
+        shares_host_memory: true,
+    };
+    let num_kv_blocks = budget.num_blocks(options)?;
+    let kv_cache_bytes = num_kv_blocks * block_size as u64;
+    Ok(MemoryPlan {
         weights_bytes: 0,
         kv_cache_bytes,
         workspace_bytes: 0,
-        num_kv_blocks: num_blocks as u64,
+        num_kv_blocks,
         kv_block_size: block_size as u64,
-        max_model_len: wanted.min(num_blocks.saturating_mul(block_size)) as u64,
+        max_model_len: (wanted as u64).min(kv_cache_bytes),
         available_bytes: 0,
         fits: options.memory_limit_bytes == 0 || kv_cache_bytes <= options.memory_limit_bytes,
-    }
+    })
 }
 
-fn load_echo(options: &EngineOptions, step_time: Duration) -> EngineParts {
+fn load_echo(options: &EngineOptions, step_time: Duration) -> Result<EngineParts> {
     let tokenizer = Tokenizer::bytes();
-    let memory = plan_echo(options);
+    let memory = plan_echo(options)?;
+    model::check_fit(&memory, options, true)?;
     let (eos_token, vocab_size) = (tokenizer.eos_tokens()[0], tokenizer.vocab_size());
     let executor = EchoExecutor::new(options.max_num_sequences, eos_token, step_time);
-    EngineParts {
+    Ok(EngineParts {
         executor: Box::new(executor),
         facts: EngineFacts::new(options, tokenizer, vocab_size, memory, 1, "echo".to_owned()),
-    }
+    })
 }
 
 impl EngineFacts {

@@ -4,6 +4,7 @@
 
 mod admission;
 pub mod batch;
+mod budget;
 mod create;
 pub mod echo;
 pub mod event;
@@ -22,7 +23,6 @@ mod sync;
 mod threads;
 mod worker;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 pub use create::{EngineFacts, EngineParts};
@@ -56,7 +56,7 @@ pub struct Engine {
 
 struct Inner {
     shared: Arc<Shared>,
-    parts: create::EngineFacts,
+    facts: EngineFacts,
     inbox: Sender<Message>,
     queue: Queue,
     next_id: AtomicU64,
@@ -96,12 +96,7 @@ impl Engine {
         let mut threads = Threads::new();
         threads.spawn("ifl-output", {
             let (shared, inbox) = (shared.clone(), inbox.clone());
-            move || {
-                if catch_unwind(AssertUnwindSafe(|| output::run(outputs, inbox))).is_err() {
-                    shared.close(Error::internal("the output thread panicked"));
-                }
-                shared.close_queues();
-            }
+            move || output::run(outputs, inbox, &shared)
         })?;
         threads.spawn("ifl-worker", {
             let inbox = inbox.clone();
@@ -114,7 +109,7 @@ impl Engine {
             .log(LogLevel::Info, format_args!("engine ready on {}: {:?}", facts.info.device, facts.memory));
         let inner = Inner {
             shared,
-            parts: facts,
+            facts,
             inbox,
             queue,
             next_id: AtomicU64::new(1),
@@ -127,9 +122,10 @@ impl Engine {
     /// Accepts a request and returns its id, or fails at once: [`Status::Busy`] where the queue is full, an
     /// argument error where a value is not allowed. Tokenises in the calling thread.
     pub fn enqueue(&self, request: Request) -> Result<RequestId> {
+        let enqueued_at = Instant::now();
         let inner = &self.inner;
         inner.shared.while_open(|| Ok(()))?;
-        let max_requests = inner.parts.max_queued_requests;
+        let max_requests = inner.facts.max_queued_requests;
         let place = Place::take(&inner.shared.num_open, max_requests).ok_or_else(|| {
             Error::new(
                 Status::Busy,
@@ -142,19 +138,19 @@ impl Engine {
         // An answer to a chat starts a text; any other output continues the prompt's.
         let continues = !matches!(request.prompt, Prompt::Chat(_));
         let decode_options = DecodeOptions { skip_special: true, continues };
-        let enqueued_at = Instant::now();
         let id = inner.next_id.fetch_add(1, Ordering::Relaxed);
         let Admitted { params, stops, min_tokens, user_data, queue } =
-            inner.admission().admit(id, request)?;
+            inner.admission().admit(id, request, enqueued_at)?;
         let stream_params = StreamParams {
             id,
             user_data,
             queue: queue.unwrap_or_else(|| inner.queue.clone()),
-            decoder: StreamDecoder::new(&inner.parts.tokenizer, decode_options),
+            decoder: StreamDecoder::new(&inner.facts.tokenizer, decode_options),
             stops,
             min_tokens,
             num_prompt_tokens: u32::try_from(params.prompt.len()).unwrap_or(u32::MAX),
             enqueued_at,
+            num_finished: inner.shared.num_finished.clone(),
             logger: inner.shared.logger.clone(),
         };
         let stream = Box::new(RequestStream::new(stream_params, place));
@@ -194,15 +190,15 @@ impl Engine {
     /// A further queue; it may outlive the engine.
     pub fn create_queue(&self) -> Result<Queue> {
         let inner = &self.inner;
-        inner.shared.while_open(|| Ok(make_queue(&inner.shared, &inner.inbox, inner.parts.max_unread_tokens)))
+        inner.shared.while_open(|| Ok(make_queue(&inner.shared, &inner.inbox, inner.facts.max_unread_tokens)))
     }
 
     /// A snapshot of counters and gauges.
     pub fn stats(&self) -> Stats {
-        let Inner { shared, parts, .. } = &*self.inner;
+        let Inner { shared, facts, .. } = &*self.inner;
         let counts = shared.counts();
         let num_accepted = shared.num_accepted.load(Ordering::Relaxed);
-        let num_blocks = u64::from(parts.scheduler.num_blocks);
+        let num_blocks = u64::from(facts.scheduler.num_blocks);
         let num_free = counts.map_or(num_blocks, |counts| counts.num_blocks_free as u64);
         let counts = counts.unwrap_or_default();
         Stats {
@@ -210,27 +206,28 @@ impl Engine {
             num_prompt_tokens: counts.num_prompt_tokens,
             num_output_tokens: shared.num_output_tokens(),
             num_accepted,
-            num_finished: num_accepted.saturating_sub(shared.num_open.load(Ordering::Acquire)),
+            // A request may end before the thread that enqueued it has counted it.
+            num_finished: shared.num_finished.load(Ordering::Acquire).min(num_accepted),
             num_preemptions: counts.num_preemptions,
             num_waiting: counts.num_waiting as u64,
             num_running: counts.num_running as u64,
             num_paused: counts.num_paused as u64,
             num_kv_blocks_used: num_blocks - num_free,
             num_kv_blocks_free: num_free,
-            weights_bytes: parts.memory.weights_bytes,
-            kv_cache_bytes: parts.memory.kv_cache_bytes,
-            workspace_bytes: parts.memory.workspace_bytes,
+            weights_bytes: facts.memory.weights_bytes,
+            kv_cache_bytes: facts.memory.kv_cache_bytes,
+            workspace_bytes: facts.memory.workspace_bytes,
         }
     }
 
     /// What the loaded model is.
     pub fn model_info(&self) -> &ModelInfo {
-        &self.inner.parts.info
+        &self.inner.facts.info
     }
 
     /// What the engine has reserved.
     pub fn memory(&self) -> &MemoryPlan {
-        &self.inner.parts.memory
+        &self.inner.facts.memory
     }
 
     /// Token ids that a request with this prompt would run.
@@ -260,17 +257,17 @@ impl Engine {
     }
 
     fn tokenizer(&self) -> &Tokenizer {
-        &self.inner.parts.tokenizer
+        &self.inner.facts.tokenizer
     }
 }
 
 impl Inner {
     fn admission(&self) -> Admission<'_> {
         Admission {
-            tokenizer: &self.parts.tokenizer,
-            scheduler: &self.parts.scheduler,
-            max_model_len: self.parts.info.max_model_len as usize,
-            vocab_size: self.parts.info.vocab_size as usize,
+            tokenizer: &self.facts.tokenizer,
+            scheduler: &self.facts.scheduler,
+            max_model_len: self.facts.info.max_model_len as usize,
+            vocab_size: self.facts.info.vocab_size as usize,
             epoch: self.epoch,
         }
     }

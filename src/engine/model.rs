@@ -2,7 +2,7 @@
 
 use crate::backend::{Backend, BackendLimits, DType};
 use crate::config::{DTypeChoice, EngineOptions, LogLevel};
-use crate::engine::create::{EngineFacts, EngineParts, block_size};
+use crate::engine::create::{EngineFacts, EngineParts, MAX_KV_BLOCKS, block_size};
 use crate::engine::executor::ModelExecutor;
 use crate::engine::info::MemoryPlan;
 use crate::error::{Error, Result, Status};
@@ -31,9 +31,7 @@ pub(super) fn load<B: Backend>(target: Target<B>, options: &EngineOptions) -> Re
     let checkpoint = open(options)?;
     let spec = load_spec(&checkpoint)?;
     let Sizes { config, memory } = Sizes::choose(&target, &spec, options)?;
-    if !memory.fits {
-        return Err(does_not_fit(&memory, options));
-    }
+    check_fit(&memory, options, target.shares_host_memory)?;
     if let Some(choice) = rope::choice(&spec, config.max_model_len) {
         options.logger.log(LogLevel::Info, format_args!("{choice}"));
     }
@@ -112,7 +110,7 @@ impl Sizes {
             available_bytes,
             shares_host_memory: target.shares_host_memory,
         };
-        let num_kv_blocks = budget.num_blocks(options);
+        let num_kv_blocks = budget.num_blocks(options)?;
         let config = DecoderConfig { num_kv_blocks: num_kv_blocks as usize, ..config };
         let chosen = memory_plan(backend, spec, &config)?;
         let total_bytes = chosen.total_bytes();
@@ -132,15 +130,15 @@ impl Sizes {
 }
 
 /// What the size of the KV cache is chosen from.
-struct CacheBudget {
-    block_bytes: u64,
+pub(super) struct CacheBudget {
+    pub(super) block_bytes: u64,
     /// Everything but the cache.
-    other_bytes: u64,
+    pub(super) other_bytes: u64,
     /// Blocks that let every sequence use its whole context.
-    full_blocks: u64,
+    pub(super) full_blocks: u64,
     /// 0 where unknown.
-    available_bytes: u64,
-    shares_host_memory: bool,
+    pub(super) available_bytes: u64,
+    pub(super) shares_host_memory: bool,
 }
 
 impl CacheBudget {
@@ -155,10 +153,19 @@ impl CacheBudget {
     }
 
     /// The blocks asked for, or as many as can be of use within the limit, at least one. Without a limit the
-    /// cache takes at most its share of the memory that is free.
-    fn num_blocks(&self, options: &EngineOptions) -> u64 {
+    /// cache takes at most its share of the memory that is free. Fails where more than [`MAX_KV_BLOCKS`] are asked
+    /// for.
+    pub(super) fn num_blocks(&self, options: &EngineOptions) -> Result<u64> {
         let num_blocks = if options.kv_cache_bytes > 0 {
-            options.kv_cache_bytes / self.block_bytes
+            let num_blocks = options.kv_cache_bytes / self.block_bytes;
+            if num_blocks > MAX_KV_BLOCKS {
+                return Err(Error::invalid_argument(format!(
+                    "kv_cache_bytes is {}, which is {num_blocks} blocks of {} bytes, but there can be at most \
+                     {MAX_KV_BLOCKS}; lower it or raise kv_block_size",
+                    options.kv_cache_bytes, self.block_bytes
+                )));
+            }
+            num_blocks
         } else if options.memory_limit_bytes > 0 {
             let left = options.memory_limit_bytes.saturating_sub(self.other_bytes);
             self.full_blocks.min(left / self.block_bytes)
@@ -168,25 +175,37 @@ impl CacheBudget {
         } else {
             self.full_blocks
         };
-        num_blocks.clamp(1, u64::from(u32::MAX))
+        Ok(num_blocks.clamp(1, MAX_KV_BLOCKS))
     }
 }
 
-fn does_not_fit(memory: &MemoryPlan, options: &EngineOptions) -> Error {
+/// Refuses a plan that fits neither the options' limit nor the memory that is free, which is the host's or a
+/// device's own.
+pub(super) fn check_fit(
+    memory: &MemoryPlan,
+    options: &EngineOptions,
+    shares_host_memory: bool,
+) -> Result<()> {
+    if memory.fits {
+        return Ok(());
+    }
     let MemoryPlan { weights_bytes, kv_cache_bytes, workspace_bytes, available_bytes, .. } = memory;
     let (status, limit) = match options.memory_limit_bytes {
         limit if limit > 0 && memory.total_bytes() > limit => {
             (Status::MemoryLimit, format!("memory_limit_bytes {limit}"))
         }
-        _ => (Status::OutOfMemory, format!("the {available_bytes} bytes that are free")),
+        _ if shares_host_memory => {
+            (Status::OutOfMemory, format!("the {available_bytes} bytes that are free on the host"))
+        }
+        _ => (Status::DeviceOutOfMemory, format!("the {available_bytes} bytes that are free on the device")),
     };
-    Error::new(
+    Err(Error::new(
         status,
         format!(
             "weights ({weights_bytes} bytes), KV cache ({kv_cache_bytes}) and workspace ({workspace_bytes}) do not \
              fit {limit}; lower kv_cache_bytes, max_num_sequences or max_batched_tokens, or use a smaller model"
         ),
-    )
+    ))
 }
 
 #[cfg(test)]
@@ -199,7 +218,7 @@ mod tests {
     fn num_blocks(budget: CacheBudget, change: impl FnOnce(&mut EngineOptions)) -> u64 {
         let mut options = EngineOptions::new("model");
         change(&mut options);
-        budget.num_blocks(&options)
+        budget.num_blocks(&options).unwrap()
     }
 
     fn budget(shares_host_memory: bool, available_bytes: u64) -> CacheBudget {
@@ -250,5 +269,33 @@ mod tests {
             assert_eq!(num_blocks(budget(is_host, 1000), |options| options.memory_limit_bytes = 725), 32);
             assert_eq!(num_blocks(budget(is_host, 1000), |options| options.memory_limit_bytes = 300), 1);
         }
+    }
+
+    #[test]
+    fn the_number_of_blocks_is_bounded() {
+        let mut options = EngineOptions::new("model");
+        options.kv_cache_bytes = 10 * MAX_KV_BLOCKS;
+        assert_eq!(budget(true, 1000).num_blocks(&options).unwrap(), MAX_KV_BLOCKS);
+        options.kv_cache_bytes += 10;
+        let error = budget(true, 1000).num_blocks(&options).unwrap_err();
+        assert_eq!(error.status(), Status::InvalidArgument);
+        assert!(error.message().contains("kv_cache_bytes is 41943050"), "{error}");
+        let unknown = CacheBudget { full_blocks: 1 << 40, ..budget(true, 0) };
+        assert_eq!(num_blocks(unknown, |_| {}), MAX_KV_BLOCKS);
+    }
+
+    #[test]
+    fn what_does_not_fit_names_the_memory_that_is_short() {
+        let memory = MemoryPlan { weights_bytes: 70, available_bytes: 50, ..MemoryPlan::default() };
+        let mut options = EngineOptions::new("model");
+        let status = |options: &EngineOptions, shares_host_memory| {
+            check_fit(&memory, options, shares_host_memory).unwrap_err().status()
+        };
+        assert_eq!(status(&options, true), Status::OutOfMemory);
+        assert_eq!(status(&options, false), Status::DeviceOutOfMemory);
+        options.memory_limit_bytes = 60;
+        assert_eq!(status(&options, false), Status::MemoryLimit);
+        let fits = MemoryPlan { fits: true, ..memory.clone() };
+        assert!(check_fit(&fits, &options, false).is_ok());
     }
 }

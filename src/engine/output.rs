@@ -3,11 +3,14 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use crate::config::LogLevel;
 use crate::engine::event::{FinishReason, RequestId};
 use crate::engine::scheduler::Outcome;
+use crate::engine::shared::Shared;
 use crate::engine::step::Message;
 use crate::engine::stream::{RequestStream, Taken};
 use crate::engine::sync::mpsc::{Receiver, Sender};
+use crate::engine::worker::panic_text;
 use crate::error::{Error, Status};
 
 /// From the scheduler thread.
@@ -20,8 +23,33 @@ pub(super) enum OutputMessage {
     Close(Error),
 }
 
-/// Runs until the scheduler thread is gone. Streams that are left then end themselves.
-pub(super) fn run(messages: Receiver<OutputMessage>, scheduler: Sender<Message>) {
+/// Runs until the scheduler thread is gone, then closes the queues.
+pub(super) fn run(messages: Receiver<OutputMessage>, scheduler: Sender<Message>, shared: &Shared) {
+    contain(&messages, &scheduler, shared, || serve(&messages, scheduler.clone()));
+    shared.close_queues();
+}
+
+/// Runs `serve`. A panic in there is a defect that ends the engine: the scheduler must not go on for requests that
+/// nobody answers. Until it has hung up its messages are dropped, and with them the streams, which ends them.
+fn contain(
+    messages: &Receiver<OutputMessage>,
+    scheduler: &Sender<Message>,
+    shared: &Shared,
+    serve: impl FnOnce(),
+) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(serve)) {
+        let error = Error::internal(format!("the output thread panicked: {}", panic_text(payload.as_ref())));
+        shared.logger.log(LogLevel::Error, format_args!("the engine ends: {error}"));
+        shared.close(error);
+        let _ = scheduler.send(Message::Close);
+        while let Ok(message) = messages.recv() {
+            drop(message);
+        }
+    }
+}
+
+/// Streams that are left at the end end themselves.
+fn serve(messages: &Receiver<OutputMessage>, scheduler: Sender<Message>) {
     let mut output = Output { streams: HashMap::new(), scheduler };
     while let Ok(message) = messages.recv() {
         match message {
@@ -90,5 +118,56 @@ impl Output {
     /// A scheduler that is gone has ended every request already.
     fn tell(&self, message: Message) {
         let _ = self.scheduler.send(message);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Logger;
+    use crate::engine::stream::tests::{end, stream};
+    use crate::engine::sync::mpsc::channel;
+    use crate::token::StopMatcher;
+
+    fn token(id: RequestId) -> OutputMessage {
+        let outcome = Outcome::Token { id, token: 97, logprobs: Vec::new(), is_stop: false };
+        OutputMessage::Outcomes(vec![outcome])
+    }
+
+    #[test]
+    fn a_defect_in_detokenising_costs_one_request_and_not_the_thread() {
+        let (broken, broken_queue) = stream(1, Some(StopMatcher::broken()));
+        let (sound, sound_queue) = stream(2, None);
+        let (sender, messages) = channel();
+        let (to_scheduler, inbox) = channel();
+        sender.send(OutputMessage::Open(Box::new(broken))).unwrap();
+        sender.send(OutputMessage::Open(Box::new(sound))).unwrap();
+        sender.send(token(1)).unwrap();
+        sender.send(token(2)).unwrap();
+        let ended = Outcome::Ended { id: 2, reason: FinishReason::Length };
+        sender.send(OutputMessage::Outcomes(vec![ended])).unwrap();
+        drop(sender);
+        let shared = Shared::new(Logger::default());
+        run(messages, to_scheduler, &shared);
+        let broken = end(&broken_queue).expect("the request has ended");
+        assert_eq!(broken.error.unwrap().status(), Status::Internal);
+        assert!(matches!(inbox.recv(), Ok(Message::Remove(1))));
+        assert_eq!(end(&sound_queue).expect("the other has ended").reason, FinishReason::Length);
+        assert!(shared.while_open(|| Ok(())).is_ok(), "the engine goes on");
+    }
+
+    #[test]
+    fn a_panic_of_the_thread_ends_the_engine_and_every_request() {
+        let (stream, queue) = stream(1, None);
+        let (sender, messages) = channel();
+        let (to_scheduler, inbox) = channel();
+        sender.send(OutputMessage::Open(Box::new(stream))).unwrap();
+        drop(sender);
+        let shared = Shared::new(Logger::default());
+        contain(&messages, &to_scheduler, &shared, || panic!("a defect"));
+        assert!(matches!(inbox.recv(), Ok(Message::Close)), "the scheduler is told");
+        let error = shared.while_open(|| Ok(())).unwrap_err();
+        assert_eq!(error.message(), "the output thread panicked: a defect");
+        assert_eq!(end(&queue).expect("the request has ended").reason, FinishReason::Error);
     }
 }

@@ -40,7 +40,8 @@ pub struct Request {
     pub stop_tokens: Vec<u32>,
     /// Strings that end the output; the output's text ends before the match.
     pub stop_strings: Vec<String>,
-    /// Higher runs first; requests of equal priority run in order of arrival.
+    /// Higher runs first, and its prompt goes before further tokens of lower ones; requests of equal priority run in
+    /// order of arrival.
     pub priority: i32,
     /// The request ends with [`crate::FinishReason::Deadline`] this long after it was enqueued.
     pub timeout: Option<Duration>,

@@ -1,16 +1,19 @@
 //! Decides what each step runs. Pure: no device, no clock, no I/O; time comes in as a parameter.
 //!
-//! A step is a token budget, filled with decodes first and then with chunks of prompts. Requests join and leave
-//! between any two steps. Blocks are handed out in order of rank (priority, then arrival); where they run out,
-//! the lowest rank is preempted and later recomputed, so that the highest rank always progresses.
+//! Requests join and leave between any two steps. Slots and blocks are handed out in order of rank (priority, then
+//! arrival); where they run out, the lowest rank is preempted and later recomputed, so that the highest rank always
+//! progresses. A step's tokens go to decodes first and then to chunks of prompts, by priority (`budget`).
+//!
+//! [`Sequence`] has drawings of a request's states and of its tokens; [`Scheduler::plan`] lists what makes a step.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Bound;
 
 use crate::backend::{Sampled, SlotState, TokenLogprob};
-use crate::engine::batch::{BatchBuilder, StepPlan};
+use crate::engine::batch::{BatchBuilder, SampledRow, StepPlan};
+use crate::engine::budget::{Claim, Leftover, share_out};
 use crate::engine::event::{FinishReason, RequestId};
-use crate::engine::sequence::{Micros, Rank, Sequence, SequenceParams};
+use crate::engine::sequence::{Micros, Phase, Rank, Sequence, SequenceParams};
 use crate::kv::pool::BlockPool;
 
 /// Sizes that the scheduler plans with.
@@ -87,8 +90,8 @@ pub struct Scheduler {
     deadlines: BTreeSet<(Micros, RequestId)>,
     free_slots: Vec<u32>,
     resets: Vec<(u32, SlotState)>,
-    /// Planned steps whose results have not come back: which requests sample, in row order.
-    in_flight: VecDeque<Vec<RequestId>>,
+    /// Planned steps whose results have not come back: their rows that sample, in order.
+    in_flight: VecDeque<Vec<SampledRow>>,
     num_steps: u64,
     num_arrivals: u64,
     num_paused: usize,
@@ -195,13 +198,23 @@ impl Scheduler {
 
     /// Plans the next step, or returns `None` where nothing can run. May be called while earlier steps run:
     /// the rows then take their tokens from the device.
+    ///
+    /// | what | of whom, in which order | gives | within |
+    /// | --- | --- | --- | --- |
+    /// | `reserve_blocks` | running, by rank | the next chunk's blocks | the pool, or preempts the lowest rank |
+    /// | `admit` | waiting, by rank | a slot, all blocks | tokens left; slots and blocks free or of lower rank |
+    /// | `share_out` | running, in order of service | tokens | `max_batched_tokens`, `token_quantum` |
+    /// | `push_rows` | who got tokens: decodes, then prompts | a row | one per slot |
+    ///
+    /// Whoever is paused, or has all its outputs in flight, gets nothing. How many steps are in flight is the
+    /// caller's matter.
     pub fn plan(&mut self, outcomes: &mut Vec<Outcome>) -> Option<StepPlan> {
         self.reserve_blocks();
         self.admit();
-        let budget = self.step_budget();
+        let claims = share_out(self.claims(), self.config.max_batched_tokens, self.config.token_quantum);
         let mut builder = BatchBuilder::new();
-        self.push_rows(&mut builder, budget, |sequence| sequence.num_remaining() == 1, outcomes);
-        self.push_rows(&mut builder, budget, |sequence| sequence.num_remaining() > 1, outcomes);
+        self.push_rows(&mut builder, &claims, Phase::Decode, outcomes);
+        self.push_rows(&mut builder, &claims, Phase::Prompt, outcomes);
         if builder.is_empty() {
             return None;
         }
@@ -213,12 +226,13 @@ impl Scheduler {
 
     /// Takes the results of the oldest planned step, one per sampled row in row order.
     pub fn commit(&mut self, sampled: Vec<Sampled>, outcomes: &mut Vec<Outcome>) {
-        let ids = self.in_flight.pop_front().expect("a result belongs to a planned step");
-        assert_eq!(ids.len(), sampled.len(), "one result per sampled row");
-        for (id, sampled) in ids.into_iter().zip(sampled) {
+        let rows = self.in_flight.pop_front().expect("a result belongs to a planned step");
+        assert_eq!(rows.len(), sampled.len(), "one result per sampled row");
+        for (SampledRow { id, slot }, sampled) in rows.into_iter().zip(sampled) {
+            assert_eq!(slot, sampled.slot, "results come in row order");
             // A request that ended while its row ran costs one discarded row.
             if let Some(sequence) = self.sequences.get_mut(&id) {
-                sequence.num_unread -= 1;
+                sequence.num_in_flight -= 1;
                 if let Some(reason) = Self::take_token(sequence, sampled, outcomes) {
                     self.remove(id);
                     outcomes.push(Outcome::Ended { id, reason });
@@ -302,79 +316,55 @@ impl Scheduler {
         }
     }
 
-    /// Most tokens of the next step. Beside decodes, prompts stop at a multiple of the quantum: a part of one would
-    /// cost as much as a whole one, and what is left joins the next step, which the decodes need anyway.
-    fn step_budget(&self) -> usize {
-        let (mut num_decodes, mut num_tokens) = (0, 0);
-        for sequence in self.running.values().map(|id| &self.sequences[id]) {
-            if !sequence.is_paused {
-                num_decodes += usize::from(sequence.num_remaining() == 1);
-                num_tokens += sequence.num_remaining();
-            }
-        }
-        let num_tokens = num_tokens.min(self.config.max_batched_tokens);
-        let even = num_tokens - num_tokens % self.config.token_quantum;
-        // Above the decodes there is room for the first prompt, which may have the highest rank.
-        if num_decodes > 0 && even > num_decodes { even } else { num_tokens }
+    /// What every running sequence could run in the next step, in order of service.
+    fn claims(&self) -> Vec<Claim> {
+        let claim = |(&(priority, arrival), &id): (&Rank, &RequestId)| {
+            let sequence = &self.sequences[&id];
+            let phase = sequence.phase().filter(|_| !sequence.is_paused)?;
+            Some(Claim { order: (priority, phase, arrival), id, num_tokens: sequence.num_remaining() })
+        };
+        let mut claims: Vec<Claim> = self.running.iter().filter_map(claim).collect();
+        claims.sort_by_key(|claim| claim.order);
+        claims
     }
 
-    /// Adds a row of every running sequence that `selects` takes, in order of rank, while `budget` lasts.
+    /// Adds a row for each of the claims that is of `phase` and got tokens.
     fn push_rows(
         &mut self,
         builder: &mut BatchBuilder,
-        budget: usize,
-        selects: impl Fn(&Sequence) -> bool,
+        claims: &[Claim],
+        phase: Phase,
         outcomes: &mut Vec<Outcome>,
     ) {
-        for id in self.running.values() {
-            let sequence = self.sequences.get_mut(id).expect("running");
-            let num_tokens = sequence.num_remaining().min(budget - builder.num_tokens());
-            if sequence.is_paused || num_tokens == 0 || !selects(sequence) {
-                continue;
-            }
+        for claim in claims.iter().filter(|claim| claim.phase() == phase && claim.num_tokens > 0) {
+            let sequence = self.sequences.get_mut(&claim.id).expect("running");
             if !std::mem::replace(&mut sequence.has_started, true) {
-                outcomes.push(Outcome::Started { id: *id });
+                outcomes.push(Outcome::Started { id: claim.id });
             }
-            if !sequence.is_decoding() {
-                self.num_prompt_tokens += num_tokens as u64;
+            if !sequence.continues_output() {
+                self.num_prompt_tokens += claim.num_tokens as u64;
             }
-            builder.push(sequence, num_tokens, self.config.block_size);
+            builder.push(sequence, claim.num_tokens, self.config.block_size);
         }
     }
 
-    /// Moves waiting sequences into the running set, in order of rank, while budget, slots and blocks last. The
+    /// Moves waiting sequences into the running set, in order of rank, while tokens, slots and blocks last. The
     /// first that does not fit ends the line, so that small requests do not starve large ones.
     fn admit(&mut self) {
-        let mut budget = self.config.max_batched_tokens;
-        let mut prompts = VecDeque::new();
-        for (&rank, id) in &self.running {
-            match &self.sequences[id] {
-                sequence if sequence.is_paused => {}
-                sequence if sequence.num_remaining() > 1 => {
-                    prompts.push_back((rank, sequence.num_remaining()))
-                }
-                sequence => budget -= sequence.num_remaining(),
-            }
-        }
+        let mut leftover = Leftover::new(self.claims(), self.config.max_batched_tokens);
         let mut next = self.waiting.first_key_value().map(|(&rank, &id)| (rank, id));
         while let Some((rank, id)) = next {
-            // Prompts of higher rank that already run are served first.
-            while let Some(&(running, num_tokens)) = prompts.front()
-                && running < rank
-            {
-                budget = budget.saturating_sub(num_tokens);
-                prompts.pop_front();
-            }
             let sequence = &self.sequences[&id];
             let num_tokens = sequence.total_len();
             // A token that is still on the device must be known before the sequence is computed again.
-            if !sequence.is_paused && sequence.num_unread == 0 {
+            if !sequence.is_paused && sequence.num_in_flight == 0 {
                 let num_blocks = num_tokens.div_ceil(self.config.block_size);
-                if budget == 0 || !self.make_room(rank, num_blocks) {
+                let (priority, arrival) = rank;
+                if leftover.at((priority, Phase::Prompt, arrival)) == 0 || !self.make_room(rank, num_blocks) {
                     break;
                 }
                 self.start(id, num_blocks);
-                budget = budget.saturating_sub(num_tokens);
+                leftover.take(num_tokens);
             }
             next = self
                 .waiting

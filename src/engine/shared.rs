@@ -12,9 +12,10 @@ use crate::error::{Error, Result, Status};
 /// Counters, the door for new requests, and the queues to close at the end.
 pub(super) struct Shared {
     pub(super) logger: Logger,
-    /// Requests accepted and not ended.
+    /// Requests that hold a place: accepted and not ended, or about to be accepted.
     pub(super) num_open: Arc<AtomicU64>,
     pub(super) num_accepted: AtomicU64,
+    pub(super) num_finished: Arc<AtomicU64>,
     num_steps: AtomicU64,
     num_output_tokens: AtomicU64,
     counts: Mutex<Option<SchedulerCounts>>,
@@ -29,6 +30,7 @@ impl Shared {
             logger,
             num_open: Arc::new(AtomicU64::new(0)),
             num_accepted: AtomicU64::new(0),
+            num_finished: Arc::new(AtomicU64::new(0)),
             num_steps: AtomicU64::new(0),
             num_output_tokens: AtomicU64::new(0),
             counts: Mutex::new(None),

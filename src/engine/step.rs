@@ -1,6 +1,23 @@
 //! The scheduler thread: the loop that turns commands into steps and steps into outcomes.
 //!
-//! Everything it waits for comes through one inbox. It does no text, no I/O and no device call.
+//! Everything it waits for comes through one inbox. It does no text, no I/O and no device call. What a step is says
+//! [`crate::engine::batch::StepPlan`]; the scheduler fills it, and this loop decides when. On a device that has two
+//! steps at a time (`pipeline_depth` 2) step 2 is planned and handed over while step 1 runs, and the worker is told to
+//! wait for step 1 only then:
+//!
+//! ```text
+//! scheduler | plan 1, plan 2              | commit 1, plan 3            | commit 2, plan 4
+//!           |   Submit 1, Submit 2,       ^   Submit 3, Collect         ^   Submit 4, Collect
+//!           v   Collect                   |                             |
+//! worker    | submit 1, submit 2, collect | submit 3, collect           | submit 4, collect
+//!           |                    StepDone 1                    StepDone 2
+//! device    |    [========= step 1 =========][========= step 2 =========][========= step 3 ====
+//! ```
+//!
+//! From `Collect` to `StepDone` the loop `is_collecting`, so that the worker waits for one step at a time and takes
+//! the next `Submit` before the next `Collect`. Step 3 is planned when the tokens of step 1 are known and those of
+//! step 2 are not: rows of it take theirs from their slots. With a depth of 1 nothing overlaps: plan 1, Submit,
+//! Collect, commit 1, plan 2.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -17,6 +34,9 @@ use crate::engine::sync::Arc;
 use crate::engine::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use crate::engine::worker::{Command, panic_text};
 use crate::error::{Error, Status};
+
+/// Messages that are taken before the next look at deadlines and steps.
+const MAX_MESSAGES_PER_TURN: usize = 1024;
 
 /// What the scheduler thread can be told.
 pub(super) enum Message {
@@ -43,7 +63,7 @@ pub(super) struct StepLoop {
     pub(super) pipeline_depth: usize,
     pub(super) inbox: Receiver<Message>,
     pub(super) worker: Sender<Command>,
-    /// Whether the worker has been told to collect a step and has not answered.
+    /// Whether the worker has been told to collect a step and has not answered; see the drawing above.
     pub(super) is_collecting: bool,
     pub(super) output: Sender<OutputMessage>,
     pub(super) shared: Arc<Shared>,
@@ -69,6 +89,8 @@ impl StepLoop {
         let mut outcomes = Vec::new();
         loop {
             if let Err(error) = self.drain_inbox(&mut outcomes) {
+                // Requests that ended before keep the reason that they ended for.
+                self.publish(&mut outcomes);
                 return error;
             }
             self.scheduler.expire(self.now(), &mut outcomes);
@@ -92,12 +114,15 @@ impl StepLoop {
         }
     }
 
-    /// Waits until there is something to do, then takes every message that is there.
+    /// Waits until there is something to do, then takes the messages that are there, but not so many that hosts who
+    /// send without pause could keep the device from its next step.
     fn drain_inbox(&mut self, outcomes: &mut Vec<Outcome>) -> Result<(), Error> {
         let mut next = self.wait();
+        let mut num_left = MAX_MESSAGES_PER_TURN;
         while let Some(message) = next {
             self.take(message, outcomes)?;
-            next = self.inbox.try_recv().ok();
+            num_left -= 1;
+            next = if num_left > 0 { self.inbox.try_recv().ok() } else { None };
         }
         Ok(())
     }
@@ -175,5 +200,86 @@ impl StepLoop {
 
     fn now(&self) -> Micros {
         u64::try_from(self.epoch.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::SlotState;
+    use crate::config::Logger;
+    use crate::engine::scheduler::SchedulerConfig;
+    use crate::engine::stream::tests::stream;
+    use crate::engine::sync::mpsc::channel;
+
+    /// A loop whose other ends the test holds.
+    fn step_loop() -> (StepLoop, Sender<Message>, Receiver<Command>, Receiver<OutputMessage>) {
+        let (to_inbox, inbox) = channel();
+        let (worker, commands) = channel();
+        let (output, messages) = channel();
+        let config = SchedulerConfig {
+            max_num_sequences: 1,
+            max_batched_tokens: 2,
+            token_quantum: 1,
+            block_size: 16,
+            num_blocks: 2,
+        };
+        let step_loop = StepLoop {
+            scheduler: Scheduler::new(config),
+            pipeline_depth: 1,
+            inbox,
+            worker,
+            is_collecting: false,
+            output,
+            shared: Arc::new(Shared::new(Logger::default())),
+            epoch: Instant::now(),
+        };
+        (step_loop, to_inbox, commands, messages)
+    }
+
+    fn one_token(id: RequestId) -> Message {
+        let params = SequenceParams {
+            id,
+            prompt: vec![1],
+            sampling: SlotState::GREEDY,
+            max_tokens: 1,
+            stop_tokens: Vec::new(),
+            priority: 0,
+            deadline: None,
+        };
+        Message::Enqueue(Box::new(params), Box::new(stream(id, None).0))
+    }
+
+    #[test]
+    fn what_came_of_requests_before_the_end_is_told() {
+        for last in [Message::Close, Message::StepFailed(Error::internal("a fault"))] {
+            let (mut step_loop, to_inbox, _commands, messages) = step_loop();
+            let mut outcomes = Vec::new();
+            step_loop.take(one_token(7), &mut outcomes).unwrap();
+            step_loop.command_worker(&mut outcomes);
+            let sampled = Sampled { slot: 0, token: Some(5), logprobs: Vec::new() };
+            to_inbox.send(Message::StepDone(vec![sampled])).unwrap();
+            to_inbox.send(last).unwrap();
+            step_loop.run_steps();
+            assert!(matches!(messages.recv(), Ok(OutputMessage::Open(_))));
+            let Ok(OutputMessage::Outcomes(outcomes)) = messages.recv() else {
+                panic!("the outcomes were lost");
+            };
+            let token = Outcome::Token { id: 7, token: 5, logprobs: Vec::new(), is_stop: false };
+            assert_eq!(outcomes, [token, Outcome::Ended { id: 7, reason: FinishReason::Length }]);
+        }
+    }
+
+    #[test]
+    fn a_flood_of_messages_leaves_turns_for_steps() {
+        let (mut step_loop, to_inbox, _commands, _messages) = step_loop();
+        for id in 0..MAX_MESSAGES_PER_TURN as u64 + 3 {
+            to_inbox.send(Message::Cancel(id)).unwrap();
+        }
+        step_loop.drain_inbox(&mut Vec::new()).unwrap();
+        for _ in 0..3 {
+            assert!(step_loop.inbox.try_recv().is_ok());
+        }
+        assert!(step_loop.inbox.try_recv().is_err());
     }
 }

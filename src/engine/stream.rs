@@ -4,6 +4,7 @@
 //! stack, the command to the scheduler, the output thread), and emits the one terminal event when it is finished
 //! or, at the latest, when it is dropped. That is what makes the promise hold on every path.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 use crate::backend::TokenLogprob;
@@ -47,6 +48,8 @@ pub(super) struct StreamParams {
     pub(super) min_tokens: u32,
     pub(super) num_prompt_tokens: u32,
     pub(super) enqueued_at: Instant,
+    /// Streams that have ended, counted together with the engine's others.
+    pub(super) num_finished: Arc<AtomicU64>,
     pub(super) logger: Logger,
 }
 
@@ -145,9 +148,8 @@ impl RequestStream {
         if std::mem::replace(&mut self.is_finished, true) {
             return;
         }
-        if !self.has_matched_stop {
-            self.release_held_text();
-        }
+        let (reason, error) = self.release_text(reason, error);
+        self.params.num_finished.fetch_add(1, Ordering::AcqRel);
         self.place = None;
         self.timings.total_us = self.elapsed_us();
         let finished = Finished {
@@ -171,12 +173,32 @@ impl RequestStream {
         });
     }
 
+    /// Lets out what is held back and says how the request then ends: where a stop string matches now, the output
+    /// has stopped there rather than at its length. A panic is a defect in detokenising. It must not get further,
+    /// since the terminal event is still to come and the thread may be unwinding already.
+    fn release_text(&mut self, reason: FinishReason, error: Option<Error>) -> (FinishReason, Option<Error>) {
+        if self.has_matched_stop {
+            return (reason, error);
+        }
+        let released = catch_unwind(AssertUnwindSafe(|| self.release_held_text()));
+        match (released, reason) {
+            (Ok(()), FinishReason::Length) if self.has_matched_stop => (FinishReason::Stop, error),
+            (Err(_), FinishReason::Stop | FinishReason::Length) => {
+                let error = Error::internal("detokenising the end of the output failed");
+                (FinishReason::Error, Some(error))
+            }
+            _ => (reason, error),
+        }
+    }
+
     /// Bytes that waited for the rest of a code point, then text that could have become a stop string.
     fn release_held_text(&mut self) {
         let mut text = self.params.decoder.finish();
         self.filter_stops(&mut text);
         if let (Some(stops), false) = (&mut self.params.stops, self.has_matched_stop) {
-            text.push_str(&stops.flush().emit);
+            let outcome = stops.flush();
+            text.push_str(&outcome.emit);
+            self.has_matched_stop = outcome.matched.is_some();
         }
         if !text.is_empty() {
             // The terminal event follows at once, so there is nothing left to end.
@@ -195,5 +217,66 @@ impl Drop for RequestStream {
             let error = Error::new(Status::Closed, "the engine stopped before the request ended");
             self.emit_finished(FinishReason::Error, Some(error));
         }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::token::{DecodeOptions, Tokenizer};
+
+    /// A stream of the echo device's vocabulary, and the queue that it writes to.
+    pub(in crate::engine) fn stream(id: RequestId, stops: Option<StopMatcher>) -> (RequestStream, Queue) {
+        let queue = Queue::new(1000, |_, _| {});
+        let params = StreamParams {
+            id,
+            user_data: 0,
+            queue: queue.clone(),
+            decoder: StreamDecoder::new(
+                &Tokenizer::bytes(),
+                DecodeOptions { skip_special: true, continues: true },
+            ),
+            stops,
+            min_tokens: 0,
+            num_prompt_tokens: 1,
+            enqueued_at: Instant::now(),
+            num_finished: Arc::default(),
+            logger: Logger::default(),
+        };
+        let place = Place::take(&Arc::default(), 1).unwrap();
+        (RequestStream::new(params, place), queue)
+    }
+
+    /// How the one request of `queue` ended; `None` where it has not.
+    pub(in crate::engine) fn end(queue: &Queue) -> Option<Finished> {
+        queue.poll(Some(std::time::Duration::ZERO)).unwrap().into_iter().find_map(|event| match event.kind {
+            EventKind::Finished(finished) => Some(finished),
+            EventKind::Output(_) => None,
+        })
+    }
+
+    #[test]
+    fn a_defect_in_the_end_of_the_text_is_the_requests_error() {
+        for reason in [FinishReason::Length, FinishReason::Stop] {
+            let (stream, queue) = stream(1, Some(StopMatcher::broken()));
+            stream.finish(reason, None);
+            let end = end(&queue).unwrap();
+            assert_eq!(end.reason, FinishReason::Error);
+            assert_eq!(end.error.unwrap().status(), Status::Internal);
+        }
+        let (stream, queue) = stream(1, Some(StopMatcher::broken()));
+        stream.finish(FinishReason::Cancelled, None);
+        assert_eq!(end(&queue).unwrap().reason, FinishReason::Cancelled);
+    }
+
+    #[test]
+    fn a_defect_while_a_thread_unwinds_does_not_end_the_process() {
+        let (stream, queue) = stream(1, Some(StopMatcher::broken()));
+        let unwound = catch_unwind(AssertUnwindSafe(|| {
+            let _stream = stream;
+            panic!("the thread has a defect of its own");
+        }));
+        assert!(unwound.is_err());
+        assert_eq!(end(&queue).unwrap().error.unwrap().status(), Status::Closed);
     }
 }

@@ -58,18 +58,12 @@ pub struct GenerationDefaults {
 }
 
 impl SamplingParams {
-    /// Checks every value and fills what is open; `prompt` goes to the slot for the penalties.
+    /// Checks every value and fills what is open.
     ///
-    /// The caller fills `suppressed_tokens` and `min_tokens`. Fails with [`crate::Status::InvalidArgument`] and
-    /// a message that names the field, its value and the allowed range, also where the value is one of the
-    /// model's defaults: the caller can overrule it.
-    pub fn resolve(
-        &self,
-        defaults: &GenerationDefaults,
-        vocab_size: usize,
-        prompt: &[u32],
-    ) -> Result<SlotState> {
-        check_tokens("prompt", prompt.iter().copied(), vocab_size)?;
+    /// The caller fills `suppressed_tokens`, `min_tokens` and the history. Fails with
+    /// [`crate::Status::InvalidArgument`] and a message that names the field, its value and the allowed range, also
+    /// where the value is one of the model's defaults: the caller can overrule it.
+    pub fn resolve(&self, defaults: &GenerationDefaults, vocab_size: usize) -> Result<SlotState> {
         self.check_logit_bias(vocab_size)?;
         if let Some(num_logprobs) = self.num_logprobs.filter(|&num| num > MAX_LOGPROBS) {
             return Err(out_of_range("num_logprobs", num_logprobs, &format!("[0, {MAX_LOGPROBS}]")));
@@ -93,7 +87,7 @@ impl SamplingParams {
             min_tokens: 0,
             seed: self.seed.unwrap_or_else(fresh_seed),
             num_logprobs: self.num_logprobs,
-            prompt: prompt.to_vec(),
+            prompt: Vec::new(),
             output: Vec::new(),
         })
     }

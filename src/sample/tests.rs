@@ -4,7 +4,7 @@ use crate::error::Status;
 const VOCAB_SIZE: usize = 100;
 
 fn resolve(params: &SamplingParams) -> Result<SlotState> {
-    params.resolve(&GenerationDefaults::default(), VOCAB_SIZE, &[1, 2, 3])
+    params.resolve(&GenerationDefaults::default(), VOCAB_SIZE)
 }
 
 /// The message of the error that `change` of the default parameters causes.
@@ -32,7 +32,7 @@ fn nothing_given_is_greedy() {
         min_tokens: 0,
         seed: 7,
         num_logprobs: None,
-        prompt: vec![1, 2, 3],
+        prompt: vec![],
         output: vec![],
     };
     assert_eq!(state, expected);
@@ -42,7 +42,7 @@ fn nothing_given_is_greedy() {
 fn callers_overrule_the_model() {
     let defaults =
         GenerationDefaults { temperature: 0.6, top_k: 40, top_p: Some(0.9), repetition_penalty: Some(1.1) };
-    let state = SamplingParams::default().resolve(&defaults, VOCAB_SIZE, &[]).unwrap();
+    let state = SamplingParams::default().resolve(&defaults, VOCAB_SIZE).unwrap();
     assert_eq!((state.temperature, state.top_k, state.top_p), (0.6, 40, 0.9));
     assert_eq!(state.repetition_penalty, 1.1);
 
@@ -53,7 +53,7 @@ fn callers_overrule_the_model() {
         repetition_penalty: Some(1.0),
         ..Default::default()
     };
-    let state = params.resolve(&defaults, VOCAB_SIZE, &[]).unwrap();
+    let state = params.resolve(&defaults, VOCAB_SIZE).unwrap();
     assert_eq!((state.temperature, state.top_k, state.top_p), (0.0, 0, 1.0));
     assert_eq!(state.repetition_penalty, 1.0);
 }
@@ -102,10 +102,10 @@ fn bad_numbers_are_refused_by_name() {
 #[test]
 fn bad_defaults_of_the_model_are_refused_by_name() {
     let defaults = GenerationDefaults { top_p: Some(1.5), ..Default::default() };
-    let error = SamplingParams::default().resolve(&defaults, VOCAB_SIZE, &[]).unwrap_err();
+    let error = SamplingParams::default().resolve(&defaults, VOCAB_SIZE).unwrap_err();
     assert_eq!(error.message(), "top_p is 1.5; it must be in (0, 1]");
     let params = SamplingParams { top_p: Some(0.5), ..Default::default() };
-    assert!(params.resolve(&defaults, VOCAB_SIZE, &[]).is_ok());
+    assert!(params.resolve(&defaults, VOCAB_SIZE).is_ok());
 }
 
 #[test]
@@ -129,13 +129,6 @@ fn bad_tokens_and_biases_are_refused_by_name() {
     assert_eq!(
         message(|params| params.logit_bias = vec![(0, 0.0); MAX_LOGIT_BIASES + 1]),
         "logit_bias has 1025 entries; at most 1024 are allowed"
-    );
-    let error = SamplingParams::default()
-        .resolve(&GenerationDefaults::default(), VOCAB_SIZE, &[1, u32::MAX])
-        .unwrap_err();
-    assert_eq!(
-        error.message(),
-        "prompt[1]: token 4294967295 is outside the vocabulary; ids must be below 100"
     );
 }
 

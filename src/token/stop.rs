@@ -99,6 +99,12 @@ impl StopMatcher {
         Ok(Self { strings, held, held_start: 0, num_bytes: 0, num_emitted: 0, best: None, ended: false })
     }
 
+    /// A matcher that panics whenever it is used, as one with a defect might.
+    #[cfg(test)]
+    pub(crate) fn broken() -> Self {
+        Self { held_start: usize::MAX / 2, ..Self::new(&["x"]).expect("a stop string") }
+    }
+
     /// Takes the next piece of the stream. After a match everything further is swallowed.
     pub fn push(&mut self, text: &str) -> StopOutcome {
         if self.ended {

@@ -203,7 +203,7 @@ impl Backend for Cpu {
         tensor.expect_shape("read_rows", "tensor", rows, tensor.columns())?;
         let num_elements = rows * tensor.columns();
         let mut values = Vec::new();
-        values.try_reserve_exact(num_elements).map_err(|_| BackendError::OutOfMemory {
+        values.try_reserve_exact(num_elements).map_err(|_| BackendError::HostOutOfMemory {
             what: "rows to read".to_string(),
             bytes: num_elements as u64 * 4,
         })?;

@@ -25,7 +25,7 @@ impl Buffer {
     pub(super) fn zeroed(num_bytes: Option<u64>, what: &str) -> BackendResult<Buffer> {
         const WORD: usize = size_of::<u128>();
         let shortage =
-            || BackendError::OutOfMemory { what: what.to_string(), bytes: num_bytes.unwrap_or(u64::MAX) };
+            || BackendError::HostOutOfMemory { what: what.to_string(), bytes: num_bytes.unwrap_or(u64::MAX) };
         let num_bytes = num_bytes.and_then(|bytes| usize::try_from(bytes).ok()).ok_or_else(shortage)?;
         let num_words = num_bytes.div_ceil(WORD);
         let words = bytemuck::allocation::try_zeroed_vec::<u128>(num_words + ALIGNMENT / WORD)

@@ -91,7 +91,7 @@ impl Pinned {
         // SAFETY: the pointer is to a local.
         match unsafe { sys::cuMemHostAlloc(&mut start, num_bytes, 0) } {
             CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-                return Err(BackendError::OutOfMemory {
+                return Err(BackendError::HostOutOfMemory {
                     what: "pinned memory".to_owned(),
                     bytes: num_bytes as u64,
                 });

@@ -329,8 +329,10 @@ impl Backend for Cuda {
         let check = self.checker("read_rows");
         check.tensor("tensor", tensor, tensor.dtype(), rows, tensor.columns())?;
         let num_elements = rows * tensor.columns();
-        let out_of_memory =
-            || BackendError::OutOfMemory { what: "rows to read".to_owned(), bytes: num_elements as u64 * 4 };
+        let out_of_memory = || BackendError::HostOutOfMemory {
+            what: "rows to read".to_owned(),
+            bytes: num_elements as u64 * 4,
+        };
         let mut values = Vec::new();
         values.try_reserve_exact(num_elements).map_err(|_| out_of_memory())?;
         let size_bytes = tensor.dtype().size_bytes();

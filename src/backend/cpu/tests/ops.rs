@@ -376,9 +376,9 @@ fn widths_that_do_not_match_are_refused() {
     assert!(cpu.read_rows(&out, 3).is_err());
     assert!(matches!(
         cpu.alloc(DType::F32, usize::MAX / 2, 4),
-        Err(BackendError::OutOfMemory { bytes: u64::MAX, .. })
+        Err(BackendError::HostOutOfMemory { bytes: u64::MAX, .. })
     ));
-    assert!(matches!(cpu.alloc(DType::F32, 1 << 40, 1 << 10), Err(BackendError::OutOfMemory { .. })));
+    assert!(matches!(cpu.alloc(DType::F32, 1 << 40, 1 << 10), Err(BackendError::HostOutOfMemory { .. })));
 }
 
 #[test]
