@@ -109,8 +109,8 @@ impl Chosen {
         match Device::parse(&options.device)? {
             Device::Auto if options.dtype == DTypeChoice::F32 => Ok(Chosen::Cpu),
             Device::Auto => match Chosen::first_cuda() {
-                // A card whose memory is taken is an error that the host can do something about.
-                Err(reason) if reason.status() != Status::DeviceOutOfMemory => {
+                // A card without memory to spare is an error that the host can do something about.
+                Err(reason) if reason.status() == Status::DeviceUnavailable => {
                     options.logger.log(LogLevel::Info, format_args!("device auto takes the CPU: {reason}"));
                     Ok(Chosen::Cpu)
                 }

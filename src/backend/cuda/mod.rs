@@ -137,13 +137,12 @@ impl Cuda {
         let gpu = Gpu::open(ordinal)?;
         let cublas = CublasLt::open()?;
         let fail = |error: BackendError| {
-            let status = match &error {
-                BackendError::OutOfMemory { .. } | BackendError::DeviceFull { .. } => {
-                    Status::DeviceOutOfMemory
-                }
+            let message = format!("CUDA device {ordinal} ({}): {error}", gpu.name());
+            let status = match Error::from(error).status() {
+                short @ (Status::DeviceOutOfMemory | Status::OutOfMemory) => short,
                 _ => Status::DeviceUnavailable,
             };
-            Error::new(status, format!("CUDA device {ordinal} ({}): {error}", gpu.name()))
+            Error::new(status, message)
         };
         let modules = Modules::load(&gpu).map_err(fail)?;
         let kernels = Kernels::new(&gpu, &modules, cublas).map_err(fail)?;
