@@ -152,7 +152,8 @@ fn find_by_config(config: &Config) -> ModelResult<&'static Family> {
         let name = architecture.or(model_type).unwrap_or_default();
         let known: Vec<&str> = FAMILIES.iter().map(|family| family.name).collect();
         let message = format!(
-            "{name:?} is not known; a {SPEC_FILE} beside it can describe any decoder; known are {}",
+            "{name:?} is not known; a {SPEC_FILE} beside it, or named in the options, can describe any decoder; \
+             known are {}",
             known.join(", ")
         );
         ModelError::unsupported("architectures", message)

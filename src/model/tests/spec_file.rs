@@ -254,6 +254,11 @@ fn a_description_is_told_by_its_fields() {
     };
     let config = std::fs::read_to_string(golden("families").join("llama").join("config.json")).unwrap();
     assert_eq!(load(&config.replacen('{', "{\"family\": \"llama\",", 1)).unwrap().family, "llama");
+    let error = load("{\"architectures\": [\"Zebra\"], \"family\": \"zebra\"}").unwrap_err();
+    assert!(
+        error.message().contains("\"Zebra\" is not known") && error.message().contains("in the options"),
+        "{error}"
+    );
     let error = load("{\"family\": null}").unwrap_err();
     assert!(message(&error).contains("family: must be a text, but is null"), "{error}");
     assert_eq!(Checkpoint::open_description(&path).unwrap().path(), path);
