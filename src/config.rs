@@ -86,6 +86,9 @@ pub struct EngineOptions {
     /// Model directory in Hugging Face layout, or a GGUF file; with `random_weights` a `config.json` or
     /// `model_spec.json` under any name.
     pub model: PathBuf,
+    /// A `model_spec.json` under any name, which takes the place of every description in `model`; its names of
+    /// weights are those of the tensors in `model`, of a GGUF file GGUF's.
+    pub spec_path: Option<PathBuf>,
     /// Make the weights up from this seed instead of reading them, with bytes for a tokenizer: for benchmarks.
     pub random_weights: Option<u64>,
     /// `auto` (the first CUDA device, or where none can be used the CPU), `cpu`, `cuda`, `cuda:0`, `cuda:0,1`, or
@@ -126,6 +129,7 @@ impl EngineOptions {
     pub fn new(model: impl Into<PathBuf>) -> Self {
         Self {
             model: model.into(),
+            spec_path: None,
             random_weights: None,
             device: "auto".to_owned(),
             dtype: DTypeChoice::Auto,

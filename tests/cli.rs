@@ -492,3 +492,86 @@ fn a_seed_fixes_what_a_real_model_samples() {
     assert_eq!(tokens, sample("3"));
     assert_ne!(tokens, sample("4"));
 }
+
+#[test]
+fn a_description_alone_is_planned_and_inspected() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tiny.json");
+    let path = file.to_str().unwrap();
+    std::fs::write(&file, CONFIG.replace("301", "100")).unwrap();
+    let object = run(&["inspect", path, "--json"]).json();
+    let num_parameters = object["num_parameters"].as_u64().unwrap();
+    // Embedding, head and final norm; then queries and output, keys and values, MLP and two norms of each layer.
+    let layer = 2 * 48 * 48 + 2 * 48 * 24 + 3 * 48 * 80 + 2 * 48;
+    assert_eq!(num_parameters, 2 * 100 * 48 + 48 + 2 * layer);
+    let text = run(&["inspect", path]).ok();
+    assert!(text.contains(&format!("{num_parameters}, by the architecture")), "{text}");
+    assert!(text.contains("weights          none"), "{text}");
+    let plan = run(&["plan", path, "--device", "cpu", "--json"]).json();
+    assert!(plan["weights_bytes"].as_u64().unwrap() >= 2 * num_parameters, "{plan}");
+    let bench = ["bench", "--random-weights", path, "--device", "cpu", "--requests", "2", "--json"];
+    let object = run(&[&bench[..], &["--input-len", "20", "--output-len", "5"]].concat()).json();
+    assert!(object["results"][0]["median_run"]["output_tokens_per_second"].as_f64().unwrap() > 0.0);
+    let refused = run(&["generate", path, "--device", "cpu", "--prompt", "x"]);
+    assert!(refused.code == 1 && refused.stderr.contains("has no weights"), "{}", refused.stderr);
+}
+
+#[test]
+fn a_spec_file_takes_the_place_of_a_models_own_words() {
+    let model = common::smollm2();
+    let (model, folder) = (model.to_str().unwrap(), tempfile::tempdir().unwrap());
+    let file = folder.path().join("smol.json");
+    let path = file.to_str().unwrap();
+    assert_eq!(run(&["inspect", model, "--spec", "--output", path]).ok(), "");
+    let mut spec: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    spec["max_positions"] = 100.into();
+    std::fs::write(&file, spec.to_string()).unwrap();
+    let plan = run(&["plan", model, "--spec", path, "--device", "cpu", "--json"]).json();
+    assert_eq!(plan["max_model_len"], 100);
+    let generate =
+        ["generate", model, "--spec", path, "--device", "cpu", "--prompt", "The", "--max-tokens", "101"];
+    let refused = run(&generate);
+    assert!(refused.code == 1 && refused.stderr.contains("max_model_len 100"), "{}", refused.stderr);
+
+    // Weights of another architecture are an error, after everything has been shown.
+    spec["num_layers"] = 31.into();
+    std::fs::write(&file, spec.to_string()).unwrap();
+    let refused = run(&["inspect", model, "--spec-file", path]);
+    assert!(refused.code == 1 && refused.stdout.contains("134.5 million"), "{}", refused.stdout);
+    assert!(refused.stderr.contains("tensor \"blk.30.attn"), "{}", refused.stderr);
+    let refused = run(&["inspect", model, "--spec-file", path, "--json"]);
+    let object: Value = serde_json::from_str(&refused.stdout).unwrap();
+    assert!(refused.code == 1 && object["weights_error"]["status"] == "invalid model", "{object}");
+    assert_eq!(run(&["plan", model, "--spec", path, "--device", "cpu"]).code, 1);
+
+    std::fs::write(&file, "").unwrap();
+    let refused = run(&["inspect", model, "--spec-file", path]);
+    assert!(refused.code == 1 && refused.stderr.contains("the file is empty"), "{}", refused.stderr);
+}
+
+#[test]
+fn inspect_shows_what_tells_models_apart() {
+    let families = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/families/");
+    for (family, lines) in [
+        ("mixtral", &["experts          2 of 3", "softmax scores normalized", "gated, silu"][..]),
+        (
+            "gemma2",
+            &[
+                "sliding window   7 tokens, layers [0]",
+                "score soft cap   3",
+                "logit soft cap   5",
+                "times 1 plus the weight",
+                "times 6",
+            ],
+        ),
+        ("qwen2_moe", &["shared expert", "gate sigmoid", "biases           qkv.query, qkv.key, qkv.value"]),
+        ("qwen3", &["q/k norm         over each head", "biases           none", "epsilon 0.000001"]),
+        ("gemma3", &["with a window theta", "score scale"]),
+        ("bloom", &["embedding        normalized", "ALiBi, slopes to 2^-8", "layer norm, epsilon"]),
+    ] {
+        let text = run(&["inspect", &format!("{families}{family}")]).ok();
+        for line in lines {
+            assert!(text.contains(line), "no {line:?} in {family}:\n{text}");
+        }
+    }
+}

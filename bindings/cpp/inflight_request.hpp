@@ -56,6 +56,7 @@ struct options {
     void* log_user_data = nullptr;
     ifl_progress_callback progress = nullptr;
     void* progress_user_data = nullptr;
+    std::string spec = {};
 
     /// The same in C, which points into this object.
     ifl_engine_options to_c() const noexcept {
@@ -83,6 +84,10 @@ struct options {
         c.log_user_data = log_user_data;
         c.progress = progress;
         c.progress_user_data = progress_user_data;
+        if (!spec.empty()) {
+            c.spec = spec.data();
+            c.spec_len = spec.size();
+        }
         return c;
     }
 };

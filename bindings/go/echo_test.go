@@ -478,4 +478,6 @@ func TestLibrary(t *testing.T) {
 	if err != nil || plan.Fits || plan.TotalBytes == 0 || plan.MaxModelLen == 0 {
 		t.Fatalf("%+v %v", plan, err)
 	}
+	_, err = PlanMemory(Options{Model: ".", Device: "cpu", Spec: "no_such_spec.json"})
+	wantError(t, err, ErrModelNotFound, "no_such_spec.json")
 }

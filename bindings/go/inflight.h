@@ -9,7 +9,7 @@
  * host enqueues requests from any thread and polls events: tokens and text as they are made, and for each
  * request one last event that says how it ended. There is no server, no daemon and no Python. The library
  * opens no sockets, writes to no standard stream, installs no signal handlers, does not change the
- * environment, and reads no file outside the model but the kernel's /proc/meminfo.
+ * environment, and reads no file outside the model and its spec but the kernel's /proc/meminfo.
  *
  * The smallest program; link it with -linflight:
  *
@@ -130,7 +130,8 @@
 #define IFL_ENGINE_OPTIONS_INIT                                                                       \
     {                                                                                                 \
         sizeof(ifl_engine_options), IFL_DTYPE_AUTO, NULL, IFL_NUL_TERMINATED, NULL,                   \
-            IFL_NUL_TERMINATED, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, NULL, NULL                  \
+            IFL_NUL_TERMINATED, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, NULL, NULL, NULL,           \
+            IFL_NUL_TERMINATED                                                                        \
     }
 
 /// Initialiser with the defaults that ifl_request_init sets. Since 0.1.0.
@@ -445,6 +446,12 @@ typedef struct {
     ifl_progress_callback progress;
     /// Passed to progress.
     void *progress_user_data;
+    /// Path of a model_spec.json under any name, which describes the architecture in place of what model says
+    /// of it; UTF-8. Its names of weights are those of the tensors in model, of a GGUF file GGUF's. NULL: model
+    /// describes itself.
+    const char *spec;
+    /// Length of spec in bytes, or IFL_NUL_TERMINATED, the default.
+    uint64_t spec_len;
 } ifl_engine_options;
 
 /// What the prompt of a request is, an ifl_prompt_kind_value.
@@ -800,7 +807,8 @@ ifl_status ifl_engine_create(const ifl_engine_options *options,
                              ifl_error **error);
 
 /// Says what ifl_engine_create with the same options would reserve. Reads the model's description but no
-/// weights.
+/// weights; model may be a config.json or model_spec.json alone, under any name in ".json". Weights that are
+/// there must be those that the description names.
 ///
 /// - options: what would be loaded, and how; read during the call only. Not NULL.
 /// - plan: receives the figures; its struct_size is set. Not NULL.

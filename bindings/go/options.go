@@ -15,6 +15,9 @@ import (
 type Options struct {
 	// Model is the path of a model directory in Hugging Face layout, or of a GGUF file.
 	Model string
+	// Spec is the path of a model_spec.json under any name, which describes the architecture in place of what Model
+	// says of it.
+	Spec string
 	// Device is "auto" (the default), "cpu", "cuda", "cuda:0", "cuda:0,1" (more than one: tensor parallel), or
 	// "echo", which needs no model and answers with the prompt ("echo:1000": 1000 microseconds a step).
 	Device string
@@ -159,6 +162,9 @@ func (o *Options) fill(to *C.ifl_engine_options, memory *runtime.Pinner) error {
 	}
 	if o.Model != "" {
 		to.model, to.model_len = pinText(o.Model, memory)
+	}
+	if o.Spec != "" {
+		to.spec, to.spec_len = pinText(o.Spec, memory)
 	}
 	if o.Device != "" {
 		to.device, to.device_len = pinText(o.Device, memory)

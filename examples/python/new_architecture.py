@@ -43,7 +43,7 @@ def describe() -> spec.ModelSpec:
         attention=spec.attention(qk_norm="width"),
         mlp=spec.mlp("plain", "relu_squared"),
         output="tied",
-        logits={"soft_cap": CAP},
+        logits=spec.logits(soft_cap=CAP),
         weights=spec.weights(
             embedding="embedding",
             attention_norm=layer + "norm_1",

@@ -225,7 +225,8 @@ pub extern "C" fn ifl_engine_create(
 }
 
 /// Says what ifl_engine_create with the same options would reserve. Reads the model's description but no
-/// weights.
+/// weights; model may be a config.json or model_spec.json alone, under any name in ".json". Weights that are
+/// there must be those that the description names.
 ///
 /// - options: what would be loaded, and how; read during the call only. Not NULL.
 /// - plan: receives the figures; its struct_size is set. Not NULL.

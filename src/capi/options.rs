@@ -2,6 +2,7 @@
 
 use std::ffi::{c_char, c_void};
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::error::ifl_error;
@@ -100,6 +101,12 @@ pub struct ifl_engine_options {
     pub progress: ifl_progress_callback,
     /// Passed to progress.
     pub progress_user_data: *mut c_void,
+    /// Path of a model_spec.json under any name, which describes the architecture in place of what model says
+    /// of it; UTF-8. Its names of weights are those of the tensors in model, of a GGUF file GGUF's. NULL: model
+    /// describes itself.
+    pub spec: *const c_char,
+    /// Length of spec in bytes, or IFL_NUL_TERMINATED, the default.
+    pub spec_len: u64,
 }
 
 impl Sized32 for ifl_engine_options {
@@ -128,6 +135,8 @@ impl Sized32 for ifl_engine_options {
             log_user_data: std::ptr::null_mut(),
             progress: None,
             progress_user_data: std::ptr::null_mut(),
+            spec: std::ptr::null(),
+            spec_len: NUL_TERMINATED,
         }
     }
 }
@@ -142,7 +151,9 @@ impl ifl_engine_options {
                 "ifl_engine_options.model is not set; it names a model directory or a GGUF file",
             ));
         }
+        let spec = optional_text(caller, self.spec, self.spec_len, "ifl_engine_options.spec")?;
         let mut options = EngineOptions::new(model.unwrap_or_default());
+        options.spec_path = spec.filter(|spec| !spec.is_empty()).map(PathBuf::from);
         if let Some(device) = device {
             options.device = device.to_owned();
         }

@@ -70,7 +70,8 @@ impl Engine {
         Self::start(create::load(options)?, options)
     }
 
-    /// What [`Engine::create`] would reserve with the same options; loads no weights.
+    /// What [`Engine::create`] would reserve with the same options; loads no weights, and takes a `config.json` or
+    /// `model_spec.json` alone for a model, under any name in `.json`.
     pub fn plan(options: &EngineOptions) -> Result<MemoryPlan> {
         create::plan(options)
     }

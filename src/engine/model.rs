@@ -8,8 +8,8 @@ use crate::engine::info::MemoryPlan;
 use crate::error::{Error, Result, Status};
 use crate::format::Checkpoint;
 use crate::model::decoder::{Decoder, DecoderConfig};
-use crate::model::families::load_spec;
-use crate::model::load::LoadOptions;
+use crate::model::families::load_spec_from;
+use crate::model::load::{LoadOptions, check_weights};
 use crate::model::memory::memory_plan;
 use crate::model::rope;
 use crate::model::spec::ModelSpec;
@@ -29,13 +29,16 @@ pub(super) struct Target<B> {
 /// Loads the model that `options` name onto `target`.
 pub(super) fn load<B: Backend>(target: Target<B>, options: &EngineOptions) -> Result<EngineParts> {
     let checkpoint = open(options)?;
-    let spec = load_spec(&checkpoint)?;
+    let spec = load_spec_from(&checkpoint, options.spec_path.as_deref())?;
     let Sizes { config, memory } = Sizes::choose(&target, &spec, options)?;
     check_fit(&memory, options, target.shares_host_memory)?;
     if let Some(choice) = rope::choice(&spec, config.max_model_len) {
         options.logger.log(LogLevel::Info, format_args!("{choice}"));
     }
-    let tokenizer = Tokenizer::load(&checkpoint)?;
+    let tokenizer = match checkpoint {
+        Checkpoint::Random(_) => Tokenizer::bytes_below(spec.vocab_size),
+        Checkpoint::Directory(_) | Checkpoint::Gguf(_) => Tokenizer::load(&checkpoint)?,
+    };
     if tokenizer.vocab_size() > spec.vocab_size {
         let (tokens, rows) = (tokenizer.vocab_size(), spec.vocab_size);
         let path = checkpoint.path().display();
@@ -57,9 +60,14 @@ fn open(options: &EngineOptions) -> Result<Checkpoint> {
     }
 }
 
-/// What [`load`] would reserve.
+/// What [`load`] would reserve. A description alone is enough; weights that are there must fit it.
 pub(super) fn plan<B: Backend>(target: &Target<B>, options: &EngineOptions) -> Result<MemoryPlan> {
-    let spec = load_spec(&open(options)?)?;
+    let checkpoint = match options.random_weights {
+        Some(_) => open(options)?,
+        None => Checkpoint::open_description(&options.model)?,
+    };
+    let spec = load_spec_from(&checkpoint, options.spec_path.as_deref())?;
+    check_weights(&spec, &checkpoint)?;
     Ok(Sizes::choose(target, &spec, options)?.memory)
 }
 

@@ -41,6 +41,15 @@ impl Checkpoint {
         Ok(Self::open_any(path)?)
     }
 
+    /// The same for what describes a model, with weights or without: also takes a `config.json` or
+    /// `model_spec.json` under any name that ends in `.json`, as [`Checkpoint::random`] does.
+    pub fn open_description(path: &Path) -> Result<Self> {
+        match is_json(path) && path.is_file() {
+            true => Ok(Self::random(path, 0)),
+            false => Self::open(path),
+        }
+    }
+
     /// Stands for a model of random parameters, the same for the same `seed`. `path` is a `config.json` or
     /// `model_spec.json` under any name, or a directory that holds one of them; it is read with the model's
     /// description.
@@ -65,6 +74,12 @@ impl Checkpoint {
                 path,
                 "model path",
                 "give the directory that holds the file and its config.json",
+            )),
+            "json" => Err(FormatError::unsupported(
+                path,
+                "model path",
+                "the file describes a model but has no weights; give the directory that holds both. \
+                 `inflight inspect`, `plan` and `bench --random-weights` take a description alone",
             )),
             _ => Ok(Self::Gguf(GgufFile::open(path)?)),
         }
@@ -104,6 +119,10 @@ impl Checkpoint {
     pub fn read(&self, tensor: &TensorInfo, start: u64, buffer: &mut [u8]) -> Result<()> {
         Ok(self.weights()?.read(tensor, start, buffer)?)
     }
+}
+
+fn is_json(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"))
 }
 
 /// Reads the file at `path`, which must not be larger than `max_bytes`.

@@ -88,6 +88,19 @@ fn thread_pool(num_threads: usize) -> Result<rayon::ThreadPool> {
     })
 }
 
+/// Compares the tensors of `checkpoint` with those that a validated spec names: none missing, none left over, shapes
+/// and types right. Reads headers alone. Weights that are not there or made up are right.
+pub fn check_weights(spec: &ModelSpec, checkpoint: &Checkpoint) -> Result<()> {
+    let Ok(table) = checkpoint.weights() else { return Ok(()) };
+    let mut sources = Vec::new();
+    let Ok(_) = Weights::plan(spec, DType::F32).try_map(&mut |source| {
+        sources.push(source);
+        Ok::<_, Infallible>(())
+    });
+    check_tensors(spec, &sources, table)
+        .map_err(|error| Error::from(error).context(checkpoint.path().display()))
+}
+
 /// Compares the checkpoint's tensors with the plan: none missing, none left over, shapes and types right.
 fn check_tensors(spec: &ModelSpec, sources: &[Source], table: &TensorTable) -> ModelResult<()> {
     let mut expected_names = BTreeSet::new();

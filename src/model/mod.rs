@@ -4,6 +4,7 @@ mod convert;
 pub mod decoder;
 pub mod error;
 pub mod families;
+mod form;
 pub mod load;
 pub mod memory;
 mod names;
@@ -13,6 +14,7 @@ mod parallel;
 mod random;
 pub mod rope;
 pub mod spec;
+mod spec_file;
 mod support;
 #[cfg(test)]
 mod tests;
@@ -21,8 +23,8 @@ pub mod weights;
 
 pub use decoder::{Decoder, DecoderConfig};
 pub use error::ModelError;
-pub use families::load_spec;
-pub use load::LoadOptions;
+pub use families::{load_spec, load_spec_from};
+pub use load::{LoadOptions, check_weights};
 pub use memory::{DecoderMemory, memory_plan};
 pub use parallel::TensorParallelGap;
 pub use spec::ModelSpec;

@@ -3,7 +3,7 @@
 //! The limits leave an order of magnitude above today's largest models; with them no product of sizes that
 //! the decoder forms can overflow.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::error::{ModelError, ModelResult};
 use crate::model::names::NamedField;
@@ -26,6 +26,8 @@ const MAX_EXPERTS_WIDTH: usize = 1 << 24;
 const MAX_NAMED_PARTS: usize = 1 << 18;
 const MAX_THETA: f64 = 1e15;
 const MAX_NAME_BYTES: usize = 256;
+/// What indexes take the place of in names.
+const PLACEHOLDERS: [&str; 3] = ["{layer}", "{expert}", "{head}"];
 
 impl ModelSpec {
     /// Refuses values that are out of range or contradict each other; the error names the field.
@@ -66,11 +68,57 @@ impl ModelSpec {
                     return Err(ModelError::invalid(field, format!("{name:?} must not contain {other}")));
                 }
             }
+            if PLACEHOLDERS
+                .iter()
+                .fold(name.to_owned(), |name, other| name.replace(other, ""))
+                .contains(['{', '}'])
+            {
+                let message = format!("{name:?}: braces stand for {} alone", PLACEHOLDERS.join(", "));
+                return Err(ModelError::invalid(field, message));
+            }
             if !seen.insert(name) {
                 return Err(ModelError::invalid(field, format!("{name:?} stands for another weight too")));
             }
         }
+        self.validate_tensor_names()
+    }
+
+    /// Refuses names that become one tensor's where indexes take the place of placeholders. Only those can that are
+    /// alike but for their indexes.
+    fn validate_tensor_names(&self) -> ModelResult<()> {
+        let fields = self.weights.fields();
+        let mut alike: BTreeMap<String, Vec<&NamedField>> = BTreeMap::new();
+        for field in &fields {
+            alike.entry(without_indexes(field.name)).or_default().push(field);
+        }
+        for group in alike.values().filter(|group| group.len() > 1 || group[0].name.contains("}{")) {
+            let mut seen = BTreeSet::new();
+            for NamedField { field, name, .. } in group {
+                for tensor in self.tensor_names(name) {
+                    if seen.contains(&tensor) {
+                        let message = format!("{name:?}: tensor {tensor:?} stands for another weight too");
+                        return Err(ModelError::invalid(field, message));
+                    }
+                    seen.insert(tensor);
+                }
+            }
+        }
         Ok(())
+    }
+
+    /// What `name` is with every index.
+    fn tensor_names(&self, name: &str) -> impl Iterator<Item = String> {
+        let num = |placeholder: &str, num: usize| if name.contains(placeholder) { num } else { 1 };
+        let num_layers = num("{layer}", self.num_layers);
+        let num_experts = self.experts.as_ref().map_or(1, |experts| num("{expert}", experts.num_experts));
+        let num_heads = num("{head}", self.heads.num_heads);
+        (0..num_layers).flat_map(move |layer| {
+            let name = name.replace("{layer}", &layer.to_string());
+            (0..num_experts.max(num_heads)).map(move |index| {
+                let index = index.to_string();
+                name.replace("{expert}", &index).replace("{head}", &index)
+            })
+        })
     }
 
     /// Compares which optional names are there with what the other fields need.
@@ -145,6 +193,21 @@ impl ModelSpec {
         }
         Ok(())
     }
+}
+
+/// `name` with one mark for each run of digits and placeholders.
+fn without_indexes(name: &str) -> String {
+    let digits =
+        PLACEHOLDERS.iter().fold(name.to_owned(), |name, placeholder| name.replace(placeholder, "0"));
+    let mut marked = String::new();
+    for c in digits.chars() {
+        match c.is_ascii_digit() {
+            false => marked.push(c),
+            true if marked.ends_with('{') => {}
+            true => marked.push('{'),
+        }
+    }
+    marked
 }
 
 fn check_mlp(field: &str, names: &MlpNames, gating: Gating) -> ModelResult<()> {

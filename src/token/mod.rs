@@ -105,7 +105,13 @@ impl Tokenizer {
     /// A tokenizer without a model: ids below 256 are bytes, 256 ends the output.
     pub fn bytes() -> Self {
         // Built of constants alone, so that a failure is a defect of the library.
-        bytes::tokenizer().unwrap_or_else(|error| unreachable!("{error}"))
+        bytes::tokenizer(usize::MAX).unwrap_or_else(|error| unreachable!("{error}"))
+    }
+
+    /// The same with the ids below `vocab_size` alone. Other bytes are no tokens, and where 256 is none nothing ends
+    /// the output.
+    pub fn bytes_below(vocab_size: usize) -> Self {
+        bytes::tokenizer(vocab_size).unwrap_or_else(|error| unreachable!("{error}"))
     }
 
     fn assemble(parts: Parts) -> Result<Self> {

@@ -221,6 +221,21 @@ TEST(unusable_options_are_errors)
     options.model_len = 0;
     CHECK(engine == NULL && ifl_engine_create(&options, &engine, &error) == IFL_OK && error == NULL);
     ifl_engine_destroy(engine);
+    options = good;
+    options.device = "cpu";
+    options.model = ".";
+    options.spec = "no_such_spec.json: and more";
+    options.spec_len = strlen("no_such_spec.json");
+    CHECK(ifl_engine_create(&options, &engine, &error) == IFL_MODEL_NOT_FOUND);
+    CHECK(strstr(ifl_error_message(error, NULL), "no_such_spec.json: there is no such file") != NULL);
+    ifl_error_free(error);
+    error = NULL;
+    /* A program that was compiled before there was a spec. */
+    options.struct_size = offsetof(ifl_engine_options, spec);
+    CHECK(ifl_engine_create(&options, &engine, &error) == IFL_MODEL_NOT_FOUND);
+    CHECK(strstr(ifl_error_message(error, NULL), "spec") == NULL);
+    ifl_error_free(error);
+    error = NULL;
     if (!ifl_has_feature("cuda", IFL_NUL_TERMINATED)) {
         options = good;
         options.model = "/nonexistent";

@@ -12,7 +12,7 @@
     CHECK(offsetof(type, field) == (offset) && sizeof(((type *)0)->field) == (bytes))
 #define VALUE(name, number) CHECK((name) == (number))
 
-SIZE(ifl_engine_options, 120)
+SIZE(ifl_engine_options, 136)
 FIELD(ifl_engine_options, struct_size, 0, 4)
 FIELD(ifl_engine_options, dtype, 4, 4)
 FIELD(ifl_engine_options, model, 8, 8)
@@ -33,6 +33,8 @@ FIELD(ifl_engine_options, log, 88, 8)
 FIELD(ifl_engine_options, log_user_data, 96, 8)
 FIELD(ifl_engine_options, progress, 104, 8)
 FIELD(ifl_engine_options, progress_user_data, 112, 8)
+FIELD(ifl_engine_options, spec, 120, 8)
+FIELD(ifl_engine_options, spec_len, 128, 8)
 
 SIZE(ifl_request, 192)
 FIELD(ifl_request, struct_size, 0, 4)

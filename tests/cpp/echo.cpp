@@ -257,6 +257,11 @@ void answers_questions_about_the_engine() {
     CHECK(eos.empty() || eos[0] < must(engine.model_info()).vocab_size);
     CHECK(must(engine.model_info()).has_chat_template == 1);
     CHECK(must(inflight::engine::plan({"", "echo"})).fits == 1);
+    inflight::options options = {".", "cpu"};
+    options.spec = "no_such_spec.json";
+    const auto planned = inflight::engine::plan(options);
+    CHECK(planned.status() == IFL_MODEL_NOT_FOUND);
+    CHECK(planned.error().message.find("no_such_spec.json") != std::string::npos);
     CHECK(must(engine.apply_chat_template(R"([{"role":"user","content":"hi"}])")).find("hi") != std::string::npos);
 }
 

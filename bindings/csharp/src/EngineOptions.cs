@@ -22,6 +22,10 @@ namespace Inflight
         /// <summary>Path of a model directory in Hugging Face layout, or of a GGUF file.</summary>
         public string Model { get; set; }
 
+        /// <summary>Path of a model_spec.json under any name, which describes the architecture in place of what Model
+        /// says of it.</summary>
+        public string Spec { get; set; }
+
         /// <summary>"auto" (the default), "cpu", "cuda", "cuda:0", "cuda:0,1" (more than one: tensor parallel), or
         /// "echo", which needs no model and answers with the prompt ("echo:1000": 1000 microseconds a step).</summary>
         public string Device { get; set; }
@@ -62,6 +66,8 @@ namespace Inflight
             InflightException.ThrowIf(status, IntPtr.Zero);
             if (!string.IsNullOrEmpty(Model))
                 to.model = memory.Add(Model, out to.model_len);
+            if (!string.IsNullOrEmpty(Spec))
+                to.spec = memory.Add(Spec, out to.spec_len);
             if (!string.IsNullOrEmpty(Device))
                 to.device = memory.Add(Device, out to.device_len);
             to.dtype = (int)DType;

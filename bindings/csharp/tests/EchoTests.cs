@@ -325,6 +325,8 @@ namespace Inflight.Tests
         {
             Expect.That(Engine.LibraryVersion >= new Version(0, 1, 0));
             Expect.That(Engine.HasFeature("echo") && !Engine.HasFeature("teleport"));
+            var named = new EngineOptions { Model = ".", Device = "cpu", Spec = "no_such_spec.json" };
+            Expect.Status(Status.ModelNotFound, () => Engine.Plan(named), "no_such_spec.json");
             MemoryPlan plan = Engine.Plan(new EngineOptions { Device = "echo", MemoryLimitBytes = 1 });
             Expect.That(!plan.Fits && plan.TotalBytes > 0 && plan.MaxModelLen > 0);
         }

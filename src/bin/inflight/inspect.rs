@@ -5,12 +5,14 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
+use inflight::backend::DType;
 use inflight::format::{Checkpoint, TensorInfo};
-use inflight::model::load_spec;
-use inflight::model::spec::{ModelSpec, OutputHead, Positions, RopeScaling};
+use inflight::model::weights::Weights;
+use inflight::model::{ModelSpec, check_weights, load_spec_from};
 use inflight::token::Tokenizer;
 use serde_json::{Value, json};
 
+use crate::architecture::describe;
 use crate::failure::Failure;
 use crate::flight::error_json;
 use crate::units::format_bytes;
@@ -19,22 +21,33 @@ const EXAMPLES: &str = "\
 Examples:
   inflight inspect model.gguf
   inflight inspect model.gguf --tensors
-  inflight inspect model-directory --spec > model_spec.json
+  inflight inspect config.json
+  inflight inspect model-directory --spec --output model-directory/model_spec.json
+  inflight inspect model.gguf --spec-file my_spec.json
 
 --spec prints the architecture as the engine uses it. A model directory may carry such a file under the name
-model_spec.json, which then takes the place of what config.json says.";
+model_spec.json, which then takes the place of what config.json says; other commands take one by --spec FILE.
+The exit code is 1 where the weights are not those that the architecture names.";
 
 /// Options of `inflight inspect`.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct InspectArgs {
-    /// Model: a directory in Hugging Face layout, or a .gguf file
+    /// Model: a directory in Hugging Face layout, a .gguf file, or a description in .json alone
     #[arg(value_name = "MODEL")]
     model: PathBuf,
 
     /// Print the architecture as JSON, and nothing else
     #[arg(long, conflicts_with_all = ["tensors", "json"])]
     spec: bool,
+
+    /// Write the architecture to a file instead of printing it
+    #[arg(long, value_name = "FILE", requires = "spec")]
+    output: Option<PathBuf>,
+
+    /// Architecture: a model_spec.json under any name, in place of what MODEL says of itself
+    #[arg(long, value_name = "FILE")]
+    spec_file: Option<PathBuf>,
 
     /// List every tensor
     #[arg(long)]
@@ -45,46 +58,76 @@ pub struct InspectArgs {
     json: bool,
 }
 
+/// What there is of a model's weights.
+struct Inventory<'a> {
+    tensors: Vec<&'a TensorInfo>,
+    /// Of the tensors that are there, or of those that the architecture names where none are.
+    num_parameters: u64,
+    /// Whether the tensors are those that the architecture names.
+    fit: inflight::Result<()>,
+}
+
+impl<'a> Inventory<'a> {
+    fn new(spec: &ModelSpec, checkpoint: &'a Checkpoint) -> Self {
+        let tensors: Vec<&TensorInfo> =
+            checkpoint.tensor_names().filter_map(|name| checkpoint.tensor(name)).collect();
+        let num_parameters =
+            if tensors.is_empty() { implied_parameters(spec) } else { num_parameters(&tensors) };
+        Self { tensors, num_parameters, fit: check_weights(spec, checkpoint) }
+    }
+}
+
 /// Runs the command.
 pub fn run(args: &InspectArgs) -> Result<(), Failure> {
-    let checkpoint = Checkpoint::open(&args.model)?;
-    let spec = load_spec(&checkpoint)?;
+    let checkpoint = Checkpoint::open_description(&args.model)?;
+    let spec = load_spec_from(&checkpoint, args.spec_file.as_deref())?;
     let mut stdout = std::io::stdout().lock();
     if args.spec {
-        serde_json::to_writer_pretty(&mut stdout, &spec).map_err(std::io::Error::from)?;
-        return Ok(writeln!(stdout)?);
+        let text = serde_json::to_string_pretty(&spec).map_err(std::io::Error::from)? + "\n";
+        return match &args.output {
+            Some(path) => std::fs::write(path, text)
+                .map_err(|error| Failure::Failed(format!("cannot write {}: {error}", path.display()))),
+            None => Ok(stdout.write_all(text.as_bytes())?),
+        };
     }
-    let tensors: Vec<&TensorInfo> =
-        checkpoint.tensor_names().filter_map(|name| checkpoint.tensor(name)).collect();
-    let tokenizer = Tokenizer::load(&checkpoint);
+    let inventory = Inventory::new(&spec, &checkpoint);
+    let tokenizer = match checkpoint {
+        Checkpoint::Random(_) => None,
+        Checkpoint::Directory(_) | Checkpoint::Gguf(_) => Some(Tokenizer::load(&checkpoint)),
+    };
     if args.json {
-        let mut object = to_json(&spec, &tensors, args.tensors)?;
-        object["tokenizer"] = tokenizer_json(&tokenizer);
-        return Ok(writeln!(stdout, "{object}")?);
+        let mut object = to_json(&spec, &inventory, args.tensors)?;
+        object["tokenizer"] = tokenizer_json(tokenizer.as_ref());
+        writeln!(stdout, "{object}")?;
+        return Ok(inventory.fit?);
     }
-    let facts = [architecture(&spec), weights(&tensors), text(&tokenizer)].concat();
+    let facts = [describe(&spec), weights(&inventory), text(tokenizer.as_ref())].concat();
     for (name, value) in facts {
         writeln!(stdout, "{name:<17}{value}")?;
     }
     if args.tensors {
         writeln!(stdout, "\n{:<36}{:<10}{:>12}  shape", "tensor", "type", "size")?;
-        for tensor in tensors {
+        for tensor in &inventory.tensors {
             let TensorInfo { name, shape, num_bytes, .. } = tensor;
             let encoding = encoding_name(tensor);
             writeln!(stdout, "{name:<36}{encoding:<10}{:>12}  {shape:?}", format_bytes(*num_bytes))?;
         }
     }
-    Ok(())
+    Ok(inventory.fit?)
 }
 
-fn to_json(spec: &ModelSpec, tensors: &[&TensorInfo], list: bool) -> Result<Value, Failure> {
+fn to_json(spec: &ModelSpec, inventory: &Inventory<'_>, list: bool) -> Result<Value, Failure> {
+    let Inventory { tensors, num_parameters, fit } = inventory;
     let spec = serde_json::to_value(spec).map_err(std::io::Error::from)?;
     let mut object = json!({
         "spec": spec,
         "num_tensors": tensors.len(),
-        "num_parameters": num_parameters(tensors),
+        "num_parameters": num_parameters,
         "stored_bytes": stored_bytes(tensors),
     });
+    if let Err(error) = fit {
+        object["weights_error"] = error_json(error);
+    }
     if list {
         let entry = |tensor: &&TensorInfo| {
             json!({
@@ -100,21 +143,23 @@ fn to_json(spec: &ModelSpec, tensors: &[&TensorInfo], list: bool) -> Result<Valu
 }
 
 /// What the tokenizer is; a model without a usable one can still be inspected.
-fn tokenizer_json(tokenizer: &inflight::Result<Tokenizer>) -> Value {
+fn tokenizer_json(tokenizer: Option<&inflight::Result<Tokenizer>>) -> Value {
     match tokenizer {
-        Ok(tokenizer) => json!({
+        None => Value::Null,
+        Some(Ok(tokenizer)) => json!({
             "vocab_size": tokenizer.vocab_size(),
             "eos_tokens": tokenizer.eos_tokens(),
             "has_chat_template": tokenizer.has_chat_template(),
         }),
-        Err(error) => json!({"error": error_json(error)}),
+        Some(Err(error)) => json!({"error": error_json(error)}),
     }
 }
 
-fn text(tokenizer: &inflight::Result<Tokenizer>) -> Vec<(&'static str, String)> {
+fn text(tokenizer: Option<&inflight::Result<Tokenizer>>) -> Vec<(&'static str, String)> {
     let tokenizer = match tokenizer {
-        Ok(tokenizer) => tokenizer,
-        Err(error) => return vec![("tokenizer", error.to_string())],
+        None => return Vec::new(),
+        Some(Ok(tokenizer)) => tokenizer,
+        Some(Err(error)) => return vec![("tokenizer", error.to_string())],
     };
     let template = if tokenizer.has_chat_template() { "yes" } else { "none" };
     vec![
@@ -136,59 +181,34 @@ fn stored_bytes(tensors: &[&TensorInfo]) -> u64 {
     tensors.iter().map(|tensor| tensor.num_bytes).sum()
 }
 
-fn weights(tensors: &[&TensorInfo]) -> Vec<(&'static str, String)> {
+/// Parameters of the tensors that the architecture names, each counted once.
+fn implied_parameters(spec: &ModelSpec) -> u64 {
+    let plan = Weights::plan(spec, DType::F32);
+    let shapes: BTreeMap<&str, &[usize]> = plan
+        .expected_tensors()
+        .into_iter()
+        .map(|tensor| (tensor.name.as_str(), tensor.shape.as_slice()))
+        .collect();
+    shapes.values().map(|shape| shape.iter().map(|&size| size as u64).product::<u64>()).sum()
+}
+
+fn weights(inventory: &Inventory<'_>) -> Vec<(&'static str, String)> {
+    let Inventory { tensors, num_parameters, fit: _ } = inventory;
+    let count = match *num_parameters {
+        num @ 0..1_000_000 => num.to_string(),
+        num => format!("{:.1} million", num as f64 / 1e6),
+    };
+    if tensors.is_empty() {
+        return vec![("parameters", format!("{count}, by the architecture")), ("weights", "none".to_owned())];
+    }
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     for tensor in tensors {
         *counts.entry(encoding_name(tensor)).or_default() += 1;
     }
     let encodings: Vec<String> = counts.iter().map(|(name, count)| format!("{count} {name}")).collect();
     vec![
-        ("parameters", format!("{:.1} million", num_parameters(tensors) as f64 / 1e6)),
+        ("parameters", count),
         ("tensors", format!("{} ({})", tensors.len(), encodings.join(", "))),
         ("stored", format_bytes(stored_bytes(tensors))),
     ]
-}
-
-fn architecture(spec: &ModelSpec) -> Vec<(&'static str, String)> {
-    let heads = &spec.heads;
-    let head = match spec.output {
-        OutputHead::Tied => "the embedding table",
-        OutputHead::Untied => "a matrix of its own",
-        OutputHead::UntiedUnitRows => "a matrix of its own, its rows divided by their lengths",
-    };
-    vec![
-        ("family", spec.family.clone()),
-        ("layers", spec.num_layers.to_string()),
-        ("hidden size", spec.hidden_size.to_string()),
-        ("MLP size", spec.intermediate_size.to_string()),
-        (
-            "heads",
-            format!("{} query, {} key-value, of {}", heads.num_heads, heads.num_kv_heads, heads.head_dim),
-        ),
-        ("block", spec.block.name().replace('_', " ")),
-        ("activation", spec.mlp.activation().name().replace('_', " ")),
-        ("positions", positions(&spec.positions)),
-        ("context", format!("{} tokens", spec.max_positions)),
-        ("vocabulary", spec.vocab_size.to_string()),
-        ("output head", head.to_owned()),
-    ]
-}
-
-fn positions(positions: &Positions) -> String {
-    let (theta, rotary_dim, scaling) = match positions {
-        Positions::None => return "none".to_owned(),
-        Positions::Learned { .. } => return "learned".to_owned(),
-        Positions::Alibi { .. } => return "ALiBi".to_owned(),
-        Positions::Rope { theta, rotary_dim, scaling, .. } => (theta, rotary_dim, scaling),
-    };
-    let scaling = match scaling {
-        RopeScaling::None => "no scaling".to_owned(),
-        RopeScaling::Linear { factor } => format!("linear scaling by {factor}"),
-        RopeScaling::DynamicNtk { factor, .. } => format!("dynamic NTK scaling by {factor}"),
-        RopeScaling::Llama3 { factor, .. } => format!("Llama 3 scaling by {factor}"),
-        RopeScaling::Yarn { factor, .. } => format!("YaRN scaling by {factor}"),
-        RopeScaling::PerFrequency { .. } => "a factor per frequency".to_owned(),
-        RopeScaling::LongRope { .. } => "LongRoPE".to_owned(),
-    };
-    format!("RoPE over {rotary_dim} elements, theta {theta}, {scaling}")
 }

@@ -1,5 +1,6 @@
 //! The `inflight` command line tool: a host like any other, on the library's Rust interface.
 
+mod architecture;
 mod bench;
 mod chat;
 mod failure;

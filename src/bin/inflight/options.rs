@@ -1,6 +1,6 @@
 //! Options that several commands share, and what the library makes of them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +16,10 @@ use crate::units::parse_bytes;
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Engine")]
 pub struct EngineArgs {
+    /// Architecture: a model_spec.json under any name, in place of what MODEL says of itself
+    #[arg(long, value_name = "FILE", alias = "spec-file")]
+    pub spec: Option<PathBuf>,
+
     /// Device: auto, cpu, cuda, cuda:0, cuda:0,1, or echo (no weights: gives the prompt back)
     #[arg(long, default_value = "auto")]
     pub device: String,
@@ -62,6 +66,7 @@ impl EngineArgs {
     /// The engine's options for a model.
     pub fn to_options(&self, model: &Path) -> EngineOptions {
         let mut options = EngineOptions::new(model);
+        options.spec_path = self.spec.clone();
         options.device = self.device.clone();
         options.dtype = self.dtype.into();
         options.num_threads = self.threads;

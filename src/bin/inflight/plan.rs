@@ -17,14 +17,15 @@ Examples:
   inflight plan model.gguf
   inflight plan model.gguf --max-model-len 2048 --max-sequences 16 --memory-limit 2GiB
   inflight plan model.gguf --json
+  inflight plan config.json
 
-Nothing is loaded or reserved. The exit code is 1 where the plan does not fit the limit or the free memory.";
+A config.json or model_spec.json, under any name in .json, is enough. Nothing is loaded or reserved. The exit code is 1 where the plan does not fit the limit or the free memory.";
 
 /// Options of `inflight plan`.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct PlanArgs {
-    /// Model: a directory in Hugging Face layout, or a .gguf file
+    /// Model: a directory in Hugging Face layout, a .gguf file, or a description in .json alone
     #[arg(value_name = "MODEL")]
     model: PathBuf,
 

@@ -72,7 +72,9 @@ pub(super) fn pickle_refused(path: &Path) -> FormatError {
 
 /// The one GGUF file of a directory that describes no model of its own.
 pub(super) fn lone_gguf(directory: &Path) -> FormatResult<Option<PathBuf>> {
-    if directory.join("config.json").exists() || directory.join("model_spec.json").exists() {
+    // A link that leads nowhere is there, and an error where it is read.
+    let is_there = |name: &str| directory.join(name).symlink_metadata().is_ok();
+    if is_there("config.json") || is_there("model_spec.json") {
         return Ok(None);
     }
     let mut files = files_with_extension(directory, &["gguf"])?;

@@ -49,6 +49,11 @@ impl<'a> Config<'a> {
         self.fields.get(field).filter(|value| !value.is_null())
     }
 
+    /// Whether the field is there, null or not.
+    pub(super) fn has_key(&self, field: &str) -> bool {
+        self.fields.contains_key(field)
+    }
+
     /// Whether the field is there and not null.
     pub(super) fn has(&self, field: &str) -> bool {
         self.get(field).is_some()

@@ -36,6 +36,7 @@ use crate::error::{Error, Result};
 use crate::format::{Checkpoint, read_small_file};
 use crate::model::error::{ModelError, ModelResult};
 use crate::model::spec::ModelSpec;
+use crate::model::spec_file::{self, MAX_JSON_BYTES};
 
 use config::Config;
 
@@ -85,25 +86,31 @@ const FAMILIES: [Family; 30] = [
 
 const SPEC_FILE: &str = "model_spec.json";
 const CONFIG_FILE: &str = "config.json";
-const MAX_JSON_BYTES: u64 = 4 << 20;
 
 /// Describes the model of a checkpoint, validated: from `model_spec.json`, else from `config.json` or a GGUF
 /// file's metadata. Code that a `config.json` refers to is never run.
 pub fn load_spec(checkpoint: &Checkpoint) -> Result<ModelSpec> {
-    let spec = match checkpoint {
-        Checkpoint::Gguf(file) => gguf::load_spec(file)?,
-        Checkpoint::Directory(directory) => from_directory(directory.path(), checkpoint)?,
-        Checkpoint::Random(description) => from_description(description.path(), checkpoint)?,
+    load_spec_from(checkpoint, None)
+}
+
+/// The same, or what the spec at `spec_path` says in place of the checkpoint's own description.
+pub fn load_spec_from(checkpoint: &Checkpoint, spec_path: Option<&Path>) -> Result<ModelSpec> {
+    let spec = match (spec_path, checkpoint) {
+        (Some(path), _) => spec_file::read(path)?,
+        (None, Checkpoint::Gguf(file)) => gguf::load_spec(file)?,
+        (None, Checkpoint::Directory(directory)) => from_directory(directory.path(), checkpoint)?,
+        (None, Checkpoint::Random(description)) => from_description(description.path(), checkpoint)?,
     };
-    spec.validate().map_err(|error| Error::from(error).context(checkpoint.path().display()))?;
+    let path = spec_path.unwrap_or(checkpoint.path());
+    spec.validate().map_err(|error| at(path, error))?;
     Ok(spec)
 }
 
 fn from_directory(directory: &Path, checkpoint: &Checkpoint) -> Result<ModelSpec> {
     let spec_path = directory.join(SPEC_FILE);
-    if spec_path.exists() {
-        return parse_spec(&read_small_file(&spec_path, MAX_JSON_BYTES)?)
-            .map_err(|error| at(&spec_path, error));
+    // A link that leads nowhere is there, and an error.
+    if spec_path.symlink_metadata().is_ok() {
+        return spec_file::read(&spec_path);
     }
     let config_path = directory.join(CONFIG_FILE);
     let bytes = read_small_file(&config_path, MAX_JSON_BYTES)?;
@@ -111,21 +118,21 @@ fn from_directory(directory: &Path, checkpoint: &Checkpoint) -> Result<ModelSpec
     spec.map_err(|error| at(&config_path, error))
 }
 
-/// A file under any name tells by its fields what it is: a spec names its family, a `config.json` does not.
+/// A file under any name tells by its fields what it is: a spec has its family, a `config.json` its architectures
+/// or its type.
 fn from_description(path: &Path, checkpoint: &Checkpoint) -> Result<ModelSpec> {
     if path.is_dir() {
         return from_directory(path, checkpoint);
     }
     let bytes = read_small_file(path, MAX_JSON_BYTES)?;
-    let spec = Config::parse(&bytes, checkpoint).and_then(|config| match config.has("family") {
-        true => parse_spec(&bytes),
-        false => from_config(&config),
+    let spec = Config::parse(&bytes, checkpoint).and_then(|config| {
+        let is_config = config.has("architectures") || config.has("model_type");
+        match !is_config && config.has_key("family") {
+            true => spec_file::parse(&bytes),
+            false => from_config(&config),
+        }
     });
     spec.map_err(|error| at(path, error))
-}
-
-fn parse_spec(bytes: &[u8]) -> ModelResult<ModelSpec> {
-    serde_json::from_slice(bytes).map_err(|error| ModelError::invalid("JSON", error.to_string()))
 }
 
 fn from_config(config: &Config) -> ModelResult<ModelSpec> {
@@ -152,7 +159,8 @@ fn find_by_config(config: &Config) -> ModelResult<&'static Family> {
     FAMILIES.iter().find(is_named).ok_or_else(|| {
         let known: Vec<&str> = FAMILIES.iter().map(|family| family.name).collect();
         let message = format!(
-            "{name:?} is not known; a {SPEC_FILE} beside it can describe any decoder; known are {}",
+            "{name:?} is not known; a {SPEC_FILE} beside it, or named in the options, can describe any decoder; \
+             known are {}",
             known.join(", ")
         );
         ModelError::unsupported(field, message)

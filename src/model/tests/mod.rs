@@ -18,3 +18,4 @@ mod random;
 mod reference;
 mod rope;
 mod smollm2;
+mod spec_file;

@@ -100,7 +100,10 @@ fn a_spec_file_describes_the_same_model_as_a_config() {
 
     std::fs::write(&path, r#"{"family": "llama", "num_layers": 2}"#).unwrap();
     let error = load_spec(&Checkpoint::random(&path, 3)).unwrap_err();
-    assert!(error.message().contains("tiny.json") && error.message().contains("missing field"), "{error}");
+    assert!(
+        error.message().contains("tiny.json") && error.message().contains("hidden_size: is missing"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -30,6 +30,8 @@ namespace Inflight
         public IntPtr log_user_data;
         public IntPtr progress;
         public IntPtr progress_user_data;
+        public byte* spec;
+        public ulong spec_len;
     }
 
     [StructLayout(LayoutKind.Sequential)]

@@ -149,6 +149,8 @@ class EngineOptions(ctypes.Structure):
         ("log_user_data", c_void_p),
         ("progress", ProgressCallback),
         ("progress_user_data", c_void_p),
+        ("spec", c_char_p),
+        ("spec_len", c_uint64),
     ]
 
 

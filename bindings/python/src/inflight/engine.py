@@ -130,7 +130,8 @@ class Stream:
 class Engine:
     """A loaded model and the threads that run it. Any thread may use it at any time.
 
-    `model` is a model directory in Hugging Face layout or a GGUF file; `device` is "auto" (the default), "cpu",
+    `model` is a model directory in Hugging Face layout or a GGUF file; `spec` is a file as inflight.spec writes it,
+    under any name, which describes the architecture in place of what the model says of it. `device` is "auto" (the default), "cpu",
     "cuda", "cuda:0", "cuda:0,1" or "echo", which needs no model and answers with the prompt. The other options are
     those of ifl_engine_options, where 0 means "choose for me". `log` gets a LogLevel and a line, on threads of the
     engine; `progress` gets the bytes of weights that are loaded and those in all, and aborts loading by returning
@@ -141,6 +142,7 @@ class Engine:
         self,
         model: str | os.PathLike[str] = "",
         *,
+        spec: str | os.PathLike[str] = "",
         device: str = "auto",
         dtype: Dtype = Dtype.AUTO,
         log: Callable[[LogLevel, str], object] | None = None,
@@ -148,7 +150,7 @@ class Engine:
         progress: Callable[[int, int], bool | None] | None = None,
         **limits: Unpack[EngineLimits],
     ) -> None:
-        options = _make_options(model, device, dtype, limits)
+        options = _make_options(model, spec, device, dtype, limits)
         raised: list[BaseException] = []
         if log is not None:
             options.log_level = log_level
@@ -168,12 +170,13 @@ class Engine:
     def plan(
         model: str | os.PathLike[str] = "",
         *,
+        spec: str | os.PathLike[str] = "",
         device: str = "auto",
         dtype: Dtype = Dtype.AUTO,
         **limits: Unpack[EngineLimits],
     ) -> MemoryPlan:
         """What an engine with the same options would reserve. Reads no weights."""
-        options = _make_options(model, device, dtype, limits)
+        options = _make_options(model, spec, device, dtype, limits)
         return fill(MemoryPlan, _abi.MemoryPlan(), library().ifl_engine_plan, byref(options))
 
     def generate(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> Stream:
@@ -271,12 +274,17 @@ class Engine:
         self.close()
 
 
-def _make_options(model: str | os.PathLike[str], device: str, dtype: Dtype, limits: EngineLimits) -> _abi.EngineOptions:
+def _make_options(
+    model: str | os.PathLike[str], spec: str | os.PathLike[str], device: str, dtype: Dtype, limits: EngineLimits
+) -> _abi.EngineOptions:
     options = _abi.EngineOptions()
     call(library().ifl_engine_options_init, byref(options), ctypes.sizeof(options))
     if model:
         options.model = encode(os.fspath(model))
         options.model_len = len(options.model)
+    if spec:
+        options.spec = encode(os.fspath(spec))
+        options.spec_len = len(options.spec)
     if device:
         options.device = encode(device)
         options.device_len = len(options.device)

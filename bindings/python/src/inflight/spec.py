@@ -23,9 +23,9 @@
     )
     model.write("model-directory")
 
-`write` puts `model_spec.json` beside the weights; `read` takes one that `inflight inspect MODEL --spec` printed.
-What the fields mean, in order and with the families that use them, stands in `src/model/spec.rs` and
-`src/model/names.rs` of the sources. `check` finds what contradicts itself before the engine does.
+`write` puts `model_spec.json` beside the weights, `Engine(model, spec=FILE)` takes one from elsewhere, and `read` takes
+one that `inflight inspect MODEL --spec` printed. `check` finds what contradicts itself before the engine does. Each
+part of a spec has a function here that makes it; `python3 -m inflight.spec` prints all fields with what they may hold.
 """
 
 from __future__ import annotations
@@ -33,31 +33,31 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Union
 
+from . import _spec_form
+from ._spec_form import (
+    ACTIVATIONS as ACTIVATIONS,
+    BLOCKS as BLOCKS,
+    NORM_KINDS as NORM_KINDS,
+    NORM_WEIGHTS as NORM_WEIGHTS,
+    OUTPUTS as OUTPUTS,
+    PAIRINGS as PAIRINGS,
+    QK_NORMS as QK_NORMS,
+    QKV_ORDERS as QKV_ORDERS,
+    SCORINGS as SCORINGS,
+    WEIGHTINGS as WEIGHTINGS,
+    SpecError as SpecError,
+)
+from ._spec_rules import check_rules
+
 FILE_NAME = "model_spec.json"
-NORM_KINDS = ("rms", "layer")
-NORM_WEIGHTS = ("plain", "one_plus", "absent")
-BLOCKS = ("sequential", "parallel", "parallel_two_norms", "sandwich", "post_norm")
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared")
-OUTPUTS = ("tied", "untied", "untied_unit_rows")
-QKV_ORDERS = ("blocks", "groups")
-POSITIONS = ("none", "learned", "alibi", "rope")
-MLP_KINDS = ("plain", "gated")
 
 Object = dict[str, Any]
 Names = Union[str, Mapping[str, str]]
 """A weight's name, or `{"weight": ..., "bias": ...}`. `{layer}` stands for the layer's index."""
-
-
-class SpecError(ValueError):
-    """A spec that contradicts itself. `field` is what is wrong."""
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(f"{field}: {message}")
-        self.field = field
 
 
 def _object(**fields: Any) -> Object:
@@ -65,15 +65,100 @@ def _object(**fields: Any) -> Object:
     return {name: value for name, value in fields.items() if value is not None}
 
 
+def fields() -> Iterator[str]:
+    """A line for each field of a spec: where it stands and what it may hold."""
+    return _spec_form.describe()
+
+
+def embedding(scale: float = 1.0, norm: str = "none") -> Object:
+    """What happens to embedded tokens: a factor on the table's rows (Gemma's is the root of hidden_size), then the
+    model's norm where `norm` is "normalized" (BLOOM)."""
+    return _object(scale=scale, norm=norm)
+
+
 def rope(
     theta: float, rotary_dim: int, *, pairing: str = "half", scaling: Object | None = None, local: Object | None = None
 ) -> Object:
-    """Rotation of queries and keys, `pairing` "half" or "interleaved"."""
+    """Rotation of queries and keys: of the first `rotary_dim` elements of a head, with frequencies of base `theta`.
+    `pairing` "half" makes a pair of elements i and i + rotary_dim / 2, "interleaved" of 2 i and 2 i + 1. `scaling` is
+    one of the functions below; `local` is for layers with a sliding window, where they differ."""
     return _object(kind="rope", theta=theta, rotary_dim=rotary_dim, pairing=pairing, scaling=scaling, local=local)
 
 
+def local_rope(theta: float, scaling: Object | None = None) -> Object:
+    """Frequencies of the layers with a sliding window (Gemma 3)."""
+    return _object(theta=theta, scaling=scaling)
+
+
+def linear_scaling(factor: float) -> Object:
+    """All frequencies divided by `factor`."""
+    return _object(kind="linear", factor=factor)
+
+
+def dynamic_ntk_scaling(factor: float, original_max_positions: int) -> Object:
+    """A base that is raised for contexts past the original, as for the longest context; `factor` is at least 1."""
+    return _object(kind="dynamic_ntk", factor=factor, original_max_positions=original_max_positions)
+
+
+def llama3_scaling(
+    factor: float, low_freq_factor: float, high_freq_factor: float, original_max_positions: int
+) -> Object:
+    """Llama 3.1's blend: wavelengths above original_max_positions / low_freq_factor are divided by `factor`, those
+    below original_max_positions / high_freq_factor stay."""
+    return _object(
+        kind="llama3",
+        factor=factor,
+        low_freq_factor=low_freq_factor,
+        high_freq_factor=high_freq_factor,
+        original_max_positions=original_max_positions,
+    )
+
+
+def yarn_scaling(
+    factor: float,
+    original_max_positions: int,
+    *,
+    beta_fast: float = 32.0,
+    beta_slow: float = 1.0,
+    attention_factor: float,
+) -> Object:
+    """YaRN: frequencies of more than `beta_fast` rotations stay, those of fewer than `beta_slow` are divided by
+    `factor`; `attention_factor`, usually 0.1 ln(factor) + 1, multiplies cosines and sines."""
+    return _object(
+        kind="yarn",
+        factor=factor,
+        original_max_positions=original_max_positions,
+        beta_fast=beta_fast,
+        beta_slow=beta_slow,
+        attention_factor=attention_factor,
+    )
+
+
+def per_frequency_scaling(factors: Sequence[float]) -> Object:
+    """A divisor for each of the rotary_dim / 2 frequencies."""
+    return _object(kind="per_frequency", factors=list(factors))
+
+
+def long_rope_scaling(
+    short_factors: Sequence[float],
+    long_factors: Sequence[float],
+    original_max_positions: int,
+    attention_factor: float,
+) -> Object:
+    """LongRoPE: a divisor for each of the rotary_dim / 2 frequencies, from the long list where the longest context is
+    above the original; `attention_factor` multiplies cosines and sines (Phi-3, Phi-4)."""
+    return _object(
+        kind="long_rope",
+        short_factors=list(short_factors),
+        long_factors=list(long_factors),
+        original_max_positions=original_max_positions,
+        attention_factor=attention_factor,
+    )
+
+
 def alibi(max_bias: float = 8.0, scale: float = 1.0) -> Object:
-    """Linear biases on the scores, by distance."""
+    """Linear biases on the scores, by distance: the last slope of a power of two of heads is 2 ** -max_bias, and
+    `scale` multiplies all."""
     return _object(kind="alibi", max_bias=max_bias, scale=scale)
 
 
@@ -88,12 +173,14 @@ def no_positions() -> Object:
 
 
 def norm(kind: str, epsilon: float, weight: str = "plain") -> Object:
-    """The norm at every place, `kind` "rms" or "layer"."""
+    """The norm at every place, `kind` "rms" or "layer". It multiplies with the weight ("plain"), with 1 plus the weight
+    ("one_plus"), or with nothing ("absent": there are no weights of norms)."""
     return _object(kind=kind, epsilon=epsilon, weight=weight)
 
 
 def heads(num_heads: int, num_kv_heads: int, head_dim: int, *, scale: float | None = None) -> Object:
-    """Attention heads; `scale` is a factor on the scores, 1 / sqrt(head_dim) if None."""
+    """Attention heads; num_kv_heads divides num_heads. `scale` is a factor on the scores, 1 / sqrt(head_dim) if
+    None."""
     return _object(num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, scale=scale)
 
 
@@ -104,7 +191,9 @@ def attention(
     score_soft_cap: float | None = None,
     sliding_window: Object | None = None,
 ) -> Object:
-    """What attention does beyond the usual; `qk_norm` "head" or "width"."""
+    """What attention does beyond the usual: limits the elements of queries, keys and values to plus and minus
+    `qkv_clamp`; norms queries and keys before positions enter, `qk_norm` "head" by head or "width" all heads together;
+    makes scores cap * tanh(score / cap); limits sight to a `window`."""
     return _object(
         qkv_clamp=qkv_clamp, qk_norm=qk_norm, score_soft_cap=score_soft_cap, sliding_window=sliding_window
     )
@@ -115,14 +204,14 @@ def window(size: int, layers: Object | None = None) -> Object:
     return _object(size=size, layers=layers)
 
 
-def listed(layers: list[int]) -> Object:
+def listed(layers: Sequence[int]) -> Object:
     """These layers, counted from 0."""
-    return _object(kind="listed", layers=layers)
+    return _object(kind="listed", layers=list(layers))
 
 
-def periodic(period: int, remainders: list[int]) -> Object:
+def periodic(period: int, remainders: Sequence[int]) -> Object:
     """Layers whose index modulo `period` is one of `remainders`."""
-    return _object(kind="periodic", period=period, remainders=remainders)
+    return _object(kind="periodic", period=period, remainders=list(remainders))
 
 
 def layers_from(first: int) -> Object:
@@ -131,8 +220,46 @@ def layers_from(first: int) -> Object:
 
 
 def mlp(kind: str, activation: str) -> Object:
-    """The MLP, `kind` "plain" or "gated"."""
+    """The MLP, and the form of experts: `kind` "plain", down(f(up(x))), or "gated", down(f(gate(x)) * up(x)), with an f
+    of ACTIVATIONS."""
     return _object(kind=kind, activation=activation)
+
+
+def experts(
+    num_experts: int,
+    num_chosen: int,
+    intermediate_size: int,
+    *,
+    weighting: str,
+    scoring: str = "softmax",
+    scale: float = 1.0,
+    shared: Object | None = None,
+    layers: Object | None = None,
+) -> Object:
+    """A mixture of experts of width `intermediate_size`, `num_chosen` of them for a token, in all layers or in those of
+    `listed`, `periodic` or `layers_from`. Scores are the router's products by `scoring` "softmax" over all experts or
+    "sigmoid" of each; the chosen ones stay ("as_scored") or are divided by their sum ("normalized"), times `scale`."""
+    return _object(
+        num_experts=num_experts,
+        num_chosen=num_chosen,
+        intermediate_size=intermediate_size,
+        scoring=scoring,
+        weighting=weighting,
+        scale=scale,
+        shared=shared,
+        layers=layers,
+    )
+
+
+def shared_expert(intermediate_size: int, gate: str = "none") -> Object:
+    """An expert that all tokens pass; `gate` "sigmoid" multiplies its result with the logistic function of a product
+    with the hidden state (Qwen MoE)."""
+    return _object(intermediate_size=intermediate_size, gate=gate)
+
+
+def logits(scale: float = 1.0, soft_cap: float | None = None) -> Object:
+    """What happens to the head's products: a factor, then cap * tanh(logit / cap)."""
+    return _object(scale=scale, soft_cap=soft_cap)
 
 
 def with_bias(stem: str) -> Object:
@@ -141,12 +268,13 @@ def with_bias(stem: str) -> Object:
 
 
 def separate(query: Names, key: Names, value: Names) -> Object:
-    """Projections that are a tensor each."""
+    """Projections that are a tensor each, `[heads * head_dim, hidden_size]`."""
     return _object(kind="separate", query=query, key=key, value=value)
 
 
 def fused(qkv: Names, order: str) -> Object:
-    """Projections in one tensor, `order` "blocks" or "groups"."""
+    """Projections in one tensor. Its rows are all queries, all keys and all values ("blocks"), or for each key-value
+    head its queries, its key and its value ("groups")."""
     return _object(kind="fused", qkv=qkv, order=order)
 
 
@@ -161,18 +289,68 @@ def gated(gate: Names, up: Names, down: Names) -> Object:
 
 
 def fused_gated(gate_up: Names, down: Names) -> Object:
-    """Tensors of an MLP whose gate and up projection are one."""
+    """Tensors of an MLP whose gate and up projection are one, the gate's rows first."""
     return _object(kind="fused_gated", gate_up=gate_up, down=down)
 
 
-def weights(embedding: str, qkv: Object, attention_output: Names, **others: Any) -> Object:
-    """Names of all tensors; `others` are the norms, `mlp`, `experts`, `head` and so on."""
-    return _object(embedding=embedding, qkv=qkv, attention_output=attention_output, **others)
+def expert_names(
+    router: str, experts: Object, *, shared: Object | None = None, shared_gate: str | None = None
+) -> Object:
+    """Tensors of a mixture of experts: the router, `[num_experts, hidden_size]`; an MLP's names with `{expert}`, or
+    without it for tensors with all experts, `[num_experts, out, in]`; the shared expert and its gate, `[1,
+    hidden_size]`."""
+    return _object(router=router, experts=experts, shared=shared, shared_gate=shared_gate)
+
+
+def weights(
+    embedding: str,
+    qkv: Object,
+    attention_output: Names,
+    *,
+    orientation: str | None = None,
+    position_embedding: str | None = None,
+    embedding_norm: Names | None = None,
+    attention_norm: Names | None = None,
+    query_norm: Names | None = None,
+    key_norm: Names | None = None,
+    post_attention_norm: Names | None = None,
+    mlp_norm: Names | None = None,
+    mlp: Object | None = None,
+    experts: Object | None = None,
+    post_mlp_norm: Names | None = None,
+    final_norm: Names | None = None,
+    head: Names | None = None,
+) -> Object:
+    """Names of all tensors, in a GGUF file GGUF's. Which of the optional ones must be there follows from the other
+    fields: `attention_norm` and `mlp_norm` stand before attention and MLP, the `post_` ones after them. Matrices are
+    `[out, in]`; `orientation` "in_out" says that those of layers are the other way round (GPT-2)."""
+    return _object(
+        orientation=orientation,
+        embedding=embedding,
+        position_embedding=position_embedding,
+        embedding_norm=embedding_norm,
+        attention_norm=attention_norm,
+        qkv=qkv,
+        query_norm=query_norm,
+        key_norm=key_norm,
+        attention_output=attention_output,
+        post_attention_norm=post_attention_norm,
+        mlp_norm=mlp_norm,
+        mlp=mlp,
+        experts=experts,
+        post_mlp_norm=post_mlp_norm,
+        final_norm=final_norm,
+        head=head,
+    )
 
 
 @dataclasses.dataclass
 class ModelSpec:
-    """An architecture. Every field is an axis on which models differ."""
+    """An architecture. Every field is an axis on which models differ. With norms n, attention a and MLP m, a layer of
+    `block` "sequential" is x += a(n(x)); x += m(n(x)), "parallel" x += a(n(x)) + m(n(x)) with one norm and
+    "parallel_two_norms" with two, "sandwich" x += n(a(n(x))); x += n(m(n(x))), "post_norm" x += n(a(x)); x += n(m(x)).
+    `output` says what the head is: the embedding table ("tied"), a matrix of its own ("untied"), or one whose rows are
+    divided by their lengths ("untied_unit_rows")."""
 
     family: str
     num_layers: int
@@ -198,69 +376,20 @@ class ModelSpec:
         return _object(**fields)
 
     def check(self) -> None:
-        """Raises SpecError for what contradicts itself."""
-        for field in ("num_layers", "hidden_size", "intermediate_size", "vocab_size", "max_positions"):
-            _check_size(field, getattr(self, field))
-        for field in ("num_heads", "num_kv_heads", "head_dim"):
-            _check_size(f"heads.{field}", self.heads.get(field))
-        if self.heads["num_heads"] % self.heads["num_kv_heads"]:
-            raise SpecError("heads.num_kv_heads", f"does not divide num_heads {self.heads['num_heads']}")
-        _check_choice("block", self.block, BLOCKS)
-        _check_choice("output", self.output, OUTPUTS)
-        _check_choice("norm.kind", self.norm.get("kind"), NORM_KINDS)
-        _check_choice("norm.weight", self.norm.get("weight", "plain"), NORM_WEIGHTS)
-        _check_choice("mlp.kind", self.mlp.get("kind"), MLP_KINDS)
-        _check_choice("mlp.activation", self.mlp.get("activation"), ACTIVATIONS)
-        _check_choice("positions.kind", self.positions.get("kind"), POSITIONS)
-        if self.positions["kind"] == "rope":
-            _check_size("positions.rotary_dim", self.positions.get("rotary_dim"))
-            rotary_dim = self.positions["rotary_dim"]
-            if rotary_dim % 2 or rotary_dim > self.heads["head_dim"]:
-                raise SpecError("positions.rotary_dim", f"{rotary_dim} is odd, or wider than a head")
-        self._check_names()
-
-    def _check_names(self) -> None:
-        """Which optional names must be there follows from the other fields."""
-        has_weights = self.norm.get("weight", "plain") != "absent"
-        has_pre_norm = self.block != "post_norm"
-        has_post_norms = self.block in ("sandwich", "post_norm")
-        has_qk_norm = (self.attention or {}).get("qk_norm") is not None
-        is_normalized = (self.embedding or {}).get("norm") == "normalized"
-        needed = {
-            "position_embedding": self.positions["kind"] == "learned",
-            "embedding_norm": has_weights and is_normalized,
-            "attention_norm": has_weights and has_pre_norm,
-            "query_norm": has_weights and has_qk_norm,
-            "key_norm": has_weights and has_qk_norm,
-            "post_attention_norm": has_weights and has_post_norms,
-            "mlp_norm": has_weights and has_pre_norm and self.block != "parallel",
-            "post_mlp_norm": has_weights and has_post_norms,
-            "experts": self.experts is not None,
-            "final_norm": has_weights,
-        }
-        if self.experts is None:
-            needed["mlp"] = True
-        if self.output != "tied":
-            needed["head"] = True
-        for field, is_needed in needed.items():
-            if is_needed != (field in self.weights):
-                message = "is missing" if is_needed else "names a weight that the architecture has no use for"
-                raise SpecError(f"weights.{field}", message)
-        single = ("embedding", "position_embedding", "embedding_norm", "final_norm", "head")
-        seen: dict[str, str] = {}
-        for field, name in _names("weights", self.weights):
-            is_single = field.split(".")[1] in single
-            if ("{layer}" in name) == is_single:
-                raise SpecError(field, f"{name!r} must {'not ' if is_single else ''}contain {{layer}}")
-            if name in seen:
-                raise SpecError(field, f"{name!r} stands for {seen[name]} too")
-            seen[name] = field
+        """Raises SpecError for what the engine would refuse, whatever is wrong."""
+        fields = self.to_dict()
+        _spec_form.check(_spec_form.SPEC, fields)
+        check_rules(fields)
 
     def write(self, directory: str | os.PathLike[str]) -> Path:
         """Checks the spec and writes it as `model_spec.json` of a model directory."""
+        return self.write_file(Path(directory) / FILE_NAME)
+
+    def write_file(self, path: str | os.PathLike[str]) -> Path:
+        """Checks the spec and writes it to a file of any name, for `Engine(model, spec=path)`."""
         self.check()
-        path = Path(directory) / FILE_NAME
-        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        path = Path(path)
+        path.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         return path
 
     @classmethod
@@ -268,7 +397,12 @@ class ModelSpec:
         """A spec from a file, or from the one of a model directory."""
         path = Path(path)
         path = path / FILE_NAME if path.is_dir() else path
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise SpecError(str(path), f"is not JSON: {error}") from error
+        if not isinstance(fields, dict):
+            raise SpecError(str(path), f"must hold an object, but holds {fields!r:.200}")
         known = {field.name for field in dataclasses.fields(cls)}
         for name in fields:
             if name not in known:
@@ -279,21 +413,5 @@ class ModelSpec:
         return cls(**fields)
 
 
-def _check_size(field: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise SpecError(field, f"must be an integer of at least 1, but is {value!r}")
-
-
-def _check_choice(field: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise SpecError(field, f"must be one of {', '.join(choices)}, but is {value!r}")
-
-
-def _names(field: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Every tensor's name and where it stands."""
-    if isinstance(value, str):
-        if field.rpartition(".")[2] not in ("kind", "order", "orientation"):
-            yield field, value
-    elif isinstance(value, Mapping):
-        for key, child in value.items():
-            yield from _names(f"{field}.{key}", child)
+if __name__ == "__main__":
+    print(*fields(), sep="\n")

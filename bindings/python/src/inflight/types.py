@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, Union
 
@@ -47,6 +48,8 @@ class EngineLimits(TypedDict, total=False):
 class EngineOptions(EngineLimits, total=False):
     """All options of an engine but the model."""
 
+    spec: str | os.PathLike[str]
+    """A model_spec.json under any name, in place of what the model says of its architecture."""
     device: str
     """ "auto" (the default), "cpu", "cuda", "cuda:0", "cuda:0,1", or "echo", which answers with the prompt."""
     dtype: Dtype

@@ -27,7 +27,8 @@ them arrive as a Poisson process, --single-stream runs one. Each of several valu
 
 Prompts are random token ids of a fixed seed; outputs have exactly the length asked for, greedy, end-of-sequence
 tokens ignored. A trace is a JSON array of [input, output] lengths in tokens. --random-weights runs the
-architecture of a config.json or model_spec.json without its weights: speed does not depend on what they are.
+architecture of a config.json or model_spec.json without its weights, on token ids of any vocabulary: speed does
+not depend on what they are.
 
 Figures, from times taken where events are polled; a request starts when it is enqueued, with --rate when it is
 due:
@@ -74,7 +75,7 @@ pub struct BenchArgs {
     model: Option<PathBuf>,
 
     /// Random weights instead of a model: a config.json or model_spec.json, under any name
-    #[arg(long, value_name = "FILE.json", conflicts_with = "model")]
+    #[arg(long, value_name = "FILE.json", conflicts_with_all = ["model", "spec"])]
     pub random_weights: Option<PathBuf>,
 
     #[command(flatten)]

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use inflight::backend::DType;
 use inflight::format::Checkpoint;
-use inflight::model::load_spec;
+use inflight::model::load_spec_from;
 use inflight::{DTypeChoice, EngineOptions};
 
 pub use args::BenchArgs;
@@ -90,5 +90,6 @@ fn yardstick(args: &BenchArgs, options: &EngineOptions, device: &str) -> Result<
         DTypeChoice::F16 => DType::F16,
         DTypeChoice::F32 => DType::F32,
     };
-    Ok(Yardstick { goals, ceilings, costs: Some(ModelCosts::new(&load_spec(&checkpoint)?, dtype)) })
+    let spec = load_spec_from(&checkpoint, options.spec_path.as_deref())?;
+    Ok(Yardstick { goals, ceilings, costs: Some(ModelCosts::new(&spec, dtype)) })
 }
