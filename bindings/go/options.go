@@ -28,7 +28,7 @@ type Options struct {
 	// MaxBatchedTokens is the number of tokens that one step runs at most; default 512, on CUDA 8192.
 	MaxBatchedTokens int
 	// MaxModelLen is the longest prompt plus output of one request in tokens; default: what the model was
-	// trained for.
+	// trained for. Where RoPE depends on the context's length, this chooses its frequencies.
 	MaxModelLen int
 	// KVBlockSize is the number of tokens in a block of the KV cache, a multiple of 16; default 64.
 	KVBlockSize int

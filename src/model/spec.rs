@@ -150,7 +150,7 @@ pub enum RopeScaling {
         /// Divisor, above 0.
         factor: f64,
     },
-    /// Base raised for contexts past the original (`dynamic` NTK, applied at the longest supported context).
+    /// Base raised for contexts past the original (`dynamic` NTK, applied at the longest context that the engine takes).
     DynamicNtk {
         /// Stretch, above 0.
         factor: f64,
@@ -187,7 +187,7 @@ pub enum RopeScaling {
         factors: Vec<f32>,
     },
     /// LongRoPE (Ding et al. 2024): one divisor per frequency, `[rotary_dim / 2]`, from one of two lists by the
-    /// longest supported context (Phi-3, Phi-4).
+    /// longest context that the engine takes (Phi-3, Phi-4).
     LongRope {
         /// Divisors for contexts up to `original_max_positions`.
         short_factors: Vec<f32>,

@@ -40,7 +40,7 @@ namespace Inflight
         public uint MaxBatchedTokens { get; set; }
 
         /// <summary>Longest prompt plus output of one request in tokens; default: what the model was trained
-        /// for.</summary>
+        /// for. Where RoPE depends on the context's length, this chooses its frequencies.</summary>
         public uint MaxModelLen { get; set; }
 
         /// <summary>Tokens in a block of the KV cache, a multiple of 16; default 64.</summary>

@@ -1,6 +1,7 @@
 //! An architecture in words: everything that tells one model from another.
 
 use inflight::model::ModelSpec;
+use inflight::model::rope::default_context;
 use inflight::model::spec::{
     EmbeddingNorm, Experts, LayerSet, Mlp, NormKind, NormWeight, OutputHead, Positions, RopeScaling,
     SharedExpert,
@@ -40,11 +41,15 @@ pub fn describe(spec: &ModelSpec) -> Vec<Fact> {
     facts.push(("biases", biases(spec)));
     facts.push(("output head", head.to_owned()));
     facts.extend(logits(spec));
-    facts.extend([
-        ("context", format!("{} tokens", spec.max_positions)),
-        ("vocabulary", spec.vocab_size.to_string()),
-    ]);
+    facts.extend([("context", context(spec)), ("vocabulary", spec.vocab_size.to_string())]);
     facts
+}
+
+fn context(spec: &ModelSpec) -> String {
+    match (default_context(spec), spec.max_positions) {
+        (default, longest) if default < longest => format!("{default} tokens, stretched up to {longest}"),
+        (_, longest) => format!("{longest} tokens"),
+    }
 }
 
 /// The word that a spec has for a value, with spaces.
