@@ -251,6 +251,25 @@ fn an_abandoned_queue_cancels_its_requests() {
 }
 
 #[test]
+fn closers_wait_together_and_no_longer_than_promised() {
+    let mut options = echo_options();
+    options.device = "echo:6000000".to_owned();
+    let engine = Engine::create(&options).unwrap();
+    engine.enqueue(tokens_request([1])).unwrap();
+    while engine.stats().num_steps == 0 {
+        std::thread::yield_now();
+    }
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| engine.close());
+        }
+    });
+    drop(engine);
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+#[test]
 fn close_ends_everything_in_flight_and_the_queue_can_be_drained() {
     let mut options = echo_options();
     options.device = "echo:1000".to_owned();

@@ -21,6 +21,7 @@ use super::options::{ifl_engine_options, ifl_progress_callback};
 use super::request::ifl_request;
 use super::status::{ifl_status, ifl_status_value, number};
 use crate::error::{Error, Result, Status};
+use crate::threads::NAME_PREFIX;
 
 /// Length that stands for "up to the terminating NUL"; `IFL_NUL_TERMINATED` in the header.
 pub(super) const NUL_TERMINATED: u64 = u64::MAX;
@@ -383,7 +384,7 @@ fn install_panic_hook() {
     let previous = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info: &PanicHookInfo<'_>| {
         let is_guarded = GUARD_DEPTH.try_with(Cell::get).is_ok_and(|depth| depth > 0);
-        if !is_guarded && !thread::current().name().is_some_and(|name| name.starts_with("ifl-")) {
+        if !is_guarded && !thread::current().name().is_some_and(|name| name.starts_with(NAME_PREFIX)) {
             return previous(info);
         }
         let place = info.location().map_or_else(String::new, |at| format!(" at {}:{}", at.file(), at.line()));

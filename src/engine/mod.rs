@@ -37,9 +37,9 @@ use crate::engine::scheduler::Scheduler;
 use crate::engine::shared::Shared;
 use crate::engine::step::{Message, StepLoop};
 use crate::engine::stream::{Place, RequestStream, StreamParams};
+use crate::engine::sync::Arc;
 use crate::engine::sync::atomic::{AtomicU64, Ordering};
 use crate::engine::sync::mpsc::{Sender, channel};
-use crate::engine::sync::{Arc, Mutex, lock};
 use crate::engine::threads::Threads;
 use crate::error::{Error, Result, Status};
 use crate::token::{DecodeOptions, EncodeOptions, StreamDecoder, Tokenizer};
@@ -61,7 +61,7 @@ struct Inner {
     queue: Queue,
     next_id: AtomicU64,
     epoch: Instant,
-    threads: Mutex<Threads>,
+    threads: Threads,
 }
 
 impl Engine {
@@ -94,7 +94,7 @@ impl Engine {
             epoch,
         };
         let mut threads = Threads::new();
-        threads.spawn("ifl-output", {
+        threads.spawn("output", {
             let (shared, inbox) = (shared.clone(), inbox.clone());
             move || {
                 if catch_unwind(AssertUnwindSafe(|| output::run(outputs, inbox))).is_err() {
@@ -103,24 +103,16 @@ impl Engine {
                 shared.close_queues();
             }
         })?;
-        threads.spawn("ifl-worker", {
+        threads.spawn("worker", {
             let inbox = inbox.clone();
             move || worker::run(executor, commands, inbox)
         })?;
-        threads.spawn("ifl-scheduler", move || step_loop.run())?;
+        threads.spawn("scheduler", move || step_loop.run())?;
         let queue = make_queue(&shared, &inbox, facts.max_unread_tokens);
         shared
             .logger
             .log(LogLevel::Info, format_args!("engine ready on {}: {:?}", facts.info.device, facts.memory));
-        let inner = Inner {
-            shared,
-            parts: facts,
-            inbox,
-            queue,
-            next_id: AtomicU64::new(1),
-            epoch,
-            threads: Mutex::new(threads),
-        };
+        let inner = Inner { shared, parts: facts, inbox, queue, next_id: AtomicU64::new(1), epoch, threads };
         Ok(Engine { inner: Arc::new(inner) })
     }
 
@@ -279,7 +271,7 @@ impl Inner {
         self.shared.close(closed());
         // A scheduler thread that is gone has ended every request already.
         let _ = self.inbox.send(Message::Close);
-        if !lock(&self.threads).join(CLOSE_LIMIT) {
+        if !self.threads.wait(CLOSE_LIMIT) {
             self.shared
                 .logger
                 .log(LogLevel::Warn, format_args!("a step outlasts the engine that was closed"));
@@ -289,7 +281,9 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.close();
+        if !self.threads.were_awaited() {
+            self.close();
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::engine::event::{Event, EventKind, Output, RequestId};
-use crate::engine::sync::{Arc, Condvar, Mutex, MutexGuard, Weak, lock};
+use crate::engine::sync::{Arc, Condvar, Mutex, Weak, lock, wait, wait_timeout};
 use crate::error::{Error, Result, Status};
 
 /// A queue of events that any number of threads may poll. Cheap to clone. It may outlive its engine: what was
@@ -231,16 +231,4 @@ impl std::fmt::Debug for Queue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Queue").field("num_events", &lock(&self.shared.state).events.len()).finish()
     }
-}
-
-fn wait<'a>(ready: &Condvar, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-    ready.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-fn wait_timeout<'a>(
-    ready: &Condvar,
-    state: MutexGuard<'a, State>,
-    timeout: Duration,
-) -> MutexGuard<'a, State> {
-    ready.wait_timeout(state, timeout).unwrap_or_else(std::sync::PoisonError::into_inner).0
 }
