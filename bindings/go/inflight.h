@@ -429,7 +429,8 @@ typedef struct {
     uint64_t memory_limit_bytes;
     /// Compute threads of the CPU backend, and threads that load weights; default: one per core.
     uint32_t num_threads;
-    /// Requests that can be accepted and not yet ended; one more gets IFL_BUSY. Default 4096.
+    /// Requests that can be accepted and whose last event has not been polled; one more gets IFL_BUSY. Together
+    /// with max_unread_tokens this bounds what waits to be polled. Default 4096.
     uint32_t max_queued_requests;
     /// Tokens of one request that may wait to be polled before that request is paused; default 1024.
     uint32_t max_unread_tokens;
@@ -698,7 +699,7 @@ const char *ifl_status_name(ifl_status status);
 ifl_category ifl_status_category(ifl_status status);
 
 /// 1 where the same call can succeed later without any change by the caller (after IFL_BUSY: once requests
-/// have ended), 0 otherwise.
+/// have ended and their last events are polled), 0 otherwise.
 ///
 /// - status: any number; one that the library does not know gives 0.
 ///
@@ -935,7 +936,8 @@ void ifl_engine_destroy(ifl_engine *engine);
 /// - error: receives the error where the call fails; may be NULL.
 ///
 /// Threads: any, at any time.
-/// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_HANDLE, IFL_FORKED, IFL_CLOSED. Since 0.1.0.
+/// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_HANDLE, IFL_FORKED; IFL_CLOSED, or what ended the engine
+/// (IFL_DEVICE_LOST, IFL_INTERNAL), once it has ended. Since 0.1.0.
 ifl_status ifl_queue_create(ifl_engine *engine,
                             ifl_queue **queue,
                             ifl_error **error);
@@ -962,18 +964,18 @@ ifl_status ifl_queue_poll(ifl_queue *queue,
 ///
 /// - queue: the queue.
 /// - fd: receives the descriptor, the same at each call. It belongs to the queue and is closed by
-///   ifl_queue_destroy: do not read from it, write to it or close it. Not NULL.
+///   ifl_queue_destroy, before that returns: do not read from it, write to it or close it. Not NULL.
 /// - error: receives the error where the call fails; may be NULL.
 ///
 /// Threads: any, at any time.
 /// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_HANDLE, IFL_FORKED; IFL_OUT_OF_MEMORY where the process has no
-/// descriptors left. Since 0.1.0.
+/// descriptors left; IFL_CLOSED where another thread destroys the queue meanwhile. Since 0.1.0.
 ifl_status ifl_queue_fd(ifl_queue *queue,
                         int32_t *fd,
                         ifl_error **error);
 
-/// Ends a queue: events in it are dropped, requests that name it are cancelled, and threads that wait in
-/// ifl_queue_poll return with IFL_CLOSED.
+/// Ends a queue: events in it are dropped, its descriptor is closed, requests that name it are cancelled, those
+/// that wait for their first step included, and threads that wait in ifl_queue_poll return with IFL_CLOSED.
 ///
 /// - queue: the queue. NULL, a queue that was destroyed already, and one made before a fork by another
 ///   process are left alone.

@@ -33,6 +33,7 @@ pub use request::{Prompt, Request};
 
 use crate::config::{EngineOptions, LogLevel};
 use crate::engine::admission::{Admission, Admitted};
+use crate::engine::queue::Notice;
 use crate::engine::scheduler::Scheduler;
 use crate::engine::shared::Shared;
 use crate::engine::step::{Message, StepLoop};
@@ -116,19 +117,20 @@ impl Engine {
         Ok(Engine { inner: Arc::new(inner) })
     }
 
-    /// Accepts a request and returns its id, or fails at once: [`Status::Busy`] where the queue is full, an
-    /// argument error where a value is not allowed. Tokenises in the calling thread.
+    /// Accepts a request and returns its id, or fails at once: [`Status::Busy`] where `max_queued_requests` run, wait,
+    /// or have ended and not been polled to their ends; an argument error where a value is not allowed. Tokenises in
+    /// the calling thread.
     pub fn enqueue(&self, request: Request) -> Result<RequestId> {
         let inner = &self.inner;
         inner.shared.while_open(|| Ok(()))?;
         let max_requests = inner.parts.max_queued_requests;
-        let place = Place::take(&inner.shared.num_open, max_requests).ok_or_else(|| {
+        let place = Place::take(&inner.shared.num_places_taken, max_requests).ok_or_else(|| {
             Error::new(
                 Status::Busy,
-                format!("{max_requests} requests are in flight or wait; poll and try again"),
+                format!("{max_requests} requests run, wait or have ended unread; poll and try again"),
             )
         })?;
-        if request.queue.as_ref().is_some_and(|queue| !inner.shared.owns_queue(queue)) {
+        if request.queue.as_ref().is_some_and(|queue| !queue.belongs_to(inner.shared.engine_id)) {
             return Err(Error::invalid_argument("the request's queue belongs to another engine"));
         }
         // An answer to a chat starts a text; any other output continues the prompt's.
@@ -138,15 +140,17 @@ impl Engine {
         let id = inner.next_id.fetch_add(1, Ordering::Relaxed);
         let Admitted { params, stops, min_tokens, user_data, queue } =
             inner.admission().admit(id, request)?;
+        let queue = queue.unwrap_or_else(|| inner.queue.clone());
         let stream_params = StreamParams {
             id,
             user_data,
-            queue: queue.unwrap_or_else(|| inner.queue.clone()),
+            queue: queue.clone(),
             decoder: StreamDecoder::new(&inner.parts.tokenizer, decode_options),
             stops,
             min_tokens,
             num_prompt_tokens: u32::try_from(params.prompt.len()).unwrap_or(u32::MAX),
             enqueued_at,
+            num_finished: inner.shared.num_finished.clone(),
             logger: inner.shared.logger.clone(),
         };
         let stream = Box::new(RequestStream::new(stream_params, place));
@@ -162,6 +166,10 @@ impl Engine {
             stream.disarm();
         }
         sent?;
+        if queue.is_abandoned() {
+            // It may have said so before the scheduler knew of the request. An engine that is closed has ended it.
+            let _ = self.cancel(id);
+        }
         inner.shared.num_accepted.fetch_add(1, Ordering::Relaxed);
         Ok(id)
     }
@@ -193,6 +201,8 @@ impl Engine {
     pub fn stats(&self) -> Stats {
         let Inner { shared, parts, .. } = &*self.inner;
         let counts = shared.counts();
+        // A request may end before the thread that enqueued it has counted it.
+        let num_finished = shared.num_finished.load(Ordering::Relaxed);
         let num_accepted = shared.num_accepted.load(Ordering::Relaxed);
         let num_blocks = u64::from(parts.scheduler.num_blocks);
         let num_free = counts.map_or(num_blocks, |counts| counts.num_blocks_free as u64);
@@ -202,7 +212,7 @@ impl Engine {
             num_prompt_tokens: counts.num_prompt_tokens,
             num_output_tokens: shared.num_output_tokens(),
             num_accepted,
-            num_finished: num_accepted.saturating_sub(shared.num_open.load(Ordering::Acquire)),
+            num_finished: num_finished.min(num_accepted),
             num_preemptions: counts.num_preemptions,
             num_waiting: counts.num_waiting as u64,
             num_running: counts.num_running as u64,
@@ -293,9 +303,13 @@ fn closed() -> Error {
 
 fn make_queue(shared: &Arc<Shared>, inbox: &Sender<Message>, max_unread_tokens: usize) -> Queue {
     let inbox = inbox.clone();
-    let queue = Queue::new(max_unread_tokens, move |request, is_paused| {
-        // An engine that is gone has nothing left to pause.
-        let _ = inbox.send(Message::SetPaused(request, is_paused));
+    let queue = Queue::new(shared.engine_id, max_unread_tokens, move |request, notice| {
+        // An engine that is gone has ended every request already.
+        let _ = inbox.send(match notice {
+            Notice::Paused => Message::SetPaused(request, true),
+            Notice::Resumed => Message::SetPaused(request, false),
+            Notice::Abandoned => Message::Cancel(request),
+        });
     });
     shared.add_queue(&queue);
     queue

@@ -15,7 +15,7 @@ use crate::engine::sync::atomic::{AtomicU64, Ordering};
 use crate::error::{Error, Status};
 use crate::token::{StopMatcher, StreamDecoder};
 
-/// A place in the bounded queue of accepted requests; dropping it frees the place.
+/// A place among the requests that may be accepted and not yet read to their ends; dropping it frees the place.
 pub(super) struct Place {
     num_taken: Arc<AtomicU64>,
 }
@@ -47,13 +47,15 @@ pub(super) struct StreamParams {
     pub(super) min_tokens: u32,
     pub(super) num_prompt_tokens: u32,
     pub(super) enqueued_at: Instant,
+    /// Counts ends.
+    pub(super) num_finished: Arc<AtomicU64>,
     pub(super) logger: Logger,
 }
 
 /// See the module's description.
 pub(super) struct RequestStream {
     params: StreamParams,
-    /// Given up just before the terminal event, so that whoever sees that event finds the place free.
+    /// Goes with the terminal event to the queue, so that whoever has polled that event finds the place free.
     place: Option<Place>,
     has_matched_stop: bool,
     num_output_tokens: u32,
@@ -74,6 +76,7 @@ pub(super) enum Taken {
 
 impl RequestStream {
     pub(super) fn new(params: StreamParams, place: Place) -> Self {
+        params.queue.open(params.id);
         Self {
             params,
             place: Some(place),
@@ -124,6 +127,7 @@ impl RequestStream {
     /// Gives the stream up without any event; for requests that were not accepted after all.
     pub(super) fn disarm(mut self) {
         self.is_finished = true;
+        self.params.queue.forget(self.params.id);
     }
 
     /// Passes `text` through the stop strings.
@@ -148,7 +152,6 @@ impl RequestStream {
         if !self.has_matched_stop {
             self.release_held_text();
         }
-        self.place = None;
         self.timings.total_us = self.elapsed_us();
         let finished = Finished {
             reason,
@@ -164,11 +167,14 @@ impl RequestStream {
                 self.params.id, self.num_output_tokens, self.timings.total_us
             ),
         );
-        self.params.queue.push_event(Event {
+        // Before the event, so that whoever sees that finds it counted.
+        self.params.num_finished.fetch_add(1, Ordering::Relaxed);
+        let event = Event {
             request_id: self.params.id,
             user_data: self.params.user_data,
             kind: EventKind::Finished(finished),
-        });
+        };
+        self.params.queue.push_last(event, self.place.take());
     }
 
     /// Bytes that waited for the rest of a code point, then text that could have become a stop string.
