@@ -369,9 +369,9 @@ typedef int32_t ifl_log_level;
 ///
 /// Threads: called on the engine's threads and on threads that call the engine, by several at once, and never
 /// while the library holds a lock that its functions take. It may call this library, but not destroy its own
-/// engine. It must return: no longjmp, no C++ exception, no unwinding may leave it. It is not called any more
-/// once ifl_engine_destroy has returned, unless a call was under way then and takes longer than half a
-/// second.
+/// engine. It must return: no longjmp, no C++ exception, no unwinding may leave it. No call of it begins
+/// once ifl_engine_destroy has returned, or ifl_engine_create has failed. A call that is under way is waited
+/// for as long as ifl_engine_destroy may take, 2 seconds, and goes on after that where it takes longer.
 /// Since 0.1.0.
 typedef void (*ifl_log_callback)(void *user_data,
                                  ifl_log_level level,
@@ -896,7 +896,9 @@ ifl_status ifl_engine_eos_tokens(ifl_engine *engine,
                                  ifl_buffer **tokens,
                                  ifl_error **error);
 
-/// The device that the engine runs on, such as "cpu"; what "auto" has become.
+/// The device that the engine runs on, what "auto" has become: "cpu", "echo", or "cuda:0 (NVIDIA H100)". Up to
+/// the first space it is what ifl_engine_options.device takes; what follows in brackets is the device's name,
+/// for people.
 ///
 /// - engine: the engine.
 /// - device: receives a buffer to read with ifl_buffer_text; free it with ifl_buffer_free. Not NULL.
@@ -918,8 +920,13 @@ ifl_status ifl_engine_device(ifl_engine *engine,
 ifl_status ifl_engine_close(ifl_engine *engine,
                             ifl_error **error);
 
-/// Closes the engine as ifl_engine_close does, ends the handle and frees the engine's memory. Threads that
-/// wait in ifl_engine_poll get the events that are left and then IFL_CLOSED. Queues of ifl_queue_create stay.
+/// Closes the engine as ifl_engine_close does, ends the handle and frees the engine's memory. A thread that
+/// waits in ifl_engine_poll gets one more batch of events or IFL_CLOSED; its next call gives
+/// IFL_INVALID_HANDLE, and what was not polled is lost. To see the end of every request, call
+/// ifl_engine_close, poll until IFL_CLOSED, then destroy. Queues of ifl_queue_create stay.
+///
+/// A step that takes longer than this call may is left to finish on a thread of the library, which frees what
+/// the step uses when it ends; it calls nothing of the host's.
 ///
 /// - engine: the engine. NULL, an engine that was destroyed already, and one made before a fork by another
 ///   process are left alone.

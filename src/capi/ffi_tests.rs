@@ -25,6 +25,11 @@ impl Sized32 for Grown {
 
 const CALLER: Caller = Caller(());
 
+/// For callbacks that stand for a host's.
+pub(in crate::capi) fn with_caller<T>(work: impl FnOnce(&Caller) -> T) -> T {
+    work(&CALLER)
+}
+
 /// A struct as C has it: `size` in front, then words of 8 bytes.
 fn words(size: u32, first: u32, rest: [u64; 4]) -> [u64; 5] {
     let [a, b, c, d] = rest;
