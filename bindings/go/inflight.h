@@ -8,8 +8,11 @@
  * An engine loads a model and runs any number of requests together, in flight, on threads of its own. The
  * host enqueues requests from any thread and polls events: tokens and text as they are made, and for each
  * request one last event that says how it ended. There is no server, no daemon and no Python. The library
- * opens no sockets, writes to no standard stream, installs no signal handlers, does not change the
- * environment, and reads no file outside the model but the kernel's /proc/meminfo.
+ * opens no sockets, writes to no standard stream, installs no signal handlers, and does not change the
+ * environment. Its threads are called ifl-... and block every signal but those that a thread gets for its own
+ * faults, so that the host's handlers run on the host's threads. Of files outside the model it reads what the
+ * kernel says of the machine: /proc/meminfo, and the limits on cores in /proc and in the cgroup's files. With
+ * CUDA, the driver's and cuBLASLt's libraries are opened, and the driver opens its devices and what else it needs.
  *
  * The smallest program; link it with -linflight:
  *
@@ -78,8 +81,9 @@
  * padding, no bit fields, no other structs, and only types of fixed width. Flags are uint32_t, 0 or 1.
  *
  * Threads. Every function may be called from any thread at any time, unless its description says otherwise.
- * Handles may be destroyed while other threads use them; those get what is left or an error. The library
- * calls the host only through the two callbacks of ifl_engine_options, which may be left out.
+ * Handles may be destroyed while other threads use them; those calls get what is left or an error, and later
+ * ones IFL_INVALID_HANDLE. The library calls the host only through the two callbacks of ifl_engine_options,
+ * which may be left out.
  *
  * What the library cannot check is the caller's promise: a pointer that is not NULL points to as much valid
  * memory as its type, its length or its struct_size says, and no thread writes there during the call.
@@ -519,8 +523,9 @@ typedef struct {
     /// Subtracted from the logits of tokens once for each time they are in the output so far, in [-100, 100];
     /// default 0.
     float frequency_penalty;
-    /// Alternatives to report with the log-probability of each token, 0 to 20; default -1: no
-    /// log-probabilities.
+    /// Alternatives to report beside the token itself, each with its log-probability, 0 to 20; default -1: no
+    /// log-probabilities. With n here an event has n + 1 entries for each token: ifl_event.num_logprobs counts
+    /// the token itself too.
     int32_t num_logprobs;
     /// Same seed, same model and same device give the same tokens. Default IFL_RANDOM_SEED: a fresh one.
     uint64_t seed;
@@ -573,7 +578,8 @@ typedef struct {
     /// Natural logarithms of their probabilities under the model, before penalties, bias and temperature;
     /// indexed as logprob_tokens. A row with fewer entries is filled up with the token IFL_NO_TOKEN.
     const float *logprobs;
-    /// Entries for each token.
+    /// Entries for each token: the token itself and the alternatives, so one more than the
+    /// ifl_request.num_logprobs that was asked for. 0 where none were asked for.
     uint64_t num_logprobs;
     /// Why the request ended.
     ifl_finish_reason finish_reason;
@@ -1084,8 +1090,9 @@ void ifl_buffer_free(ifl_buffer *buffer);
 /// Threads: any, at any time. Errors: none. Since 0.1.0.
 uint32_t ifl_version(void);
 
-/// Whether this build of the library has a feature: "cpu" and "cuda" (backends), "echo" (the device without
-/// weights), "gguf" and "safetensors" (model formats), "queue-fd" (ifl_queue_fd).
+/// Whether this build of the library has a feature: "cpu" and "cuda" (backends; whether the machine has such a
+/// device is another question), "echo" (the device without weights), "gguf" and "safetensors" (model formats),
+/// "queue-fd" (ifl_queue_fd).
 ///
 /// - name: name of the feature, UTF-8.
 /// - name_len: its length in bytes, or IFL_NUL_TERMINATED.
