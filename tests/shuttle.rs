@@ -131,29 +131,6 @@ fn an_abandoned_queue_leaves_nothing_behind() {
 }
 
 #[test]
-fn requests_of_a_queue_that_is_abandoned_meanwhile_never_hold_the_engine_up() {
-    shuttle::check_random(
-        || {
-            let engine = engine(1);
-            let queue = engine.create_queue().unwrap();
-            let host = {
-                let queue = queue.clone();
-                thread::spawn(move || queue.abandon())
-            };
-            // More than the engine runs at once: those that wait would never learn of it from a token of theirs.
-            for _ in 0..4 {
-                engine.enqueue(Request { queue: Some(queue.clone()), ..request(&[1, 2]) }).unwrap();
-            }
-            host.join().unwrap();
-            while engine.stats().num_finished < 4 {
-                thread::yield_now();
-            }
-        },
-        NUM_SCHEDULES,
-    );
-}
-
-#[test]
 fn a_queue_belongs_to_its_engine_while_that_closes() {
     shuttle::check_random(
         || {
