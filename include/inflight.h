@@ -8,8 +8,12 @@
  * An engine loads a model and runs any number of requests together, in flight, on threads of its own. The
  * host enqueues requests from any thread and polls events: tokens and text as they are made, and for each
  * request one last event that says how it ended. There is no server, no daemon and no Python. The library
- * opens no sockets, writes to no standard stream, installs no signal handlers, does not change the
- * environment, and reads no file outside the model and its spec but the kernel's /proc/meminfo.
+ * opens no sockets, writes to no standard stream, installs no signal handlers, and does not change the
+ * environment. Its threads are called ifl-... and block every signal but those that a thread gets for its own
+ * faults, so that the host's handlers run on the host's threads. Of files outside the model and its spec it reads
+ * what the kernel says of the machine: /proc/meminfo, and the limits on cores and memory in /proc and in the
+ * cgroup's files. With CUDA, the driver's and cuBLASLt's libraries are opened, and the driver opens its devices and
+ * what else it needs.
  *
  * The smallest program; link it with -linflight:
  *
@@ -78,8 +82,9 @@
  * padding, no bit fields, no other structs, and only types of fixed width. Flags are uint32_t, 0 or 1.
  *
  * Threads. Every function may be called from any thread at any time, unless its description says otherwise.
- * Handles may be destroyed while other threads use them; those get what is left or an error. The library
- * calls the host only through the two callbacks of ifl_engine_options, which may be left out.
+ * Handles may be destroyed while other threads use them; those calls get what is left or an error, and later
+ * ones IFL_INVALID_HANDLE. The library calls the host only through the two callbacks of ifl_engine_options,
+ * which may be left out.
  *
  * What the library cannot check is the caller's promise: a pointer that is not NULL points to as much valid
  * memory as its type, its length or its struct_size says, and no thread writes there during the call.
@@ -370,9 +375,9 @@ typedef int32_t ifl_log_level;
 ///
 /// Threads: called on the engine's threads and on threads that call the engine, by several at once, and never
 /// while the library holds a lock that its functions take. It may call this library, but not destroy its own
-/// engine. It must return: no longjmp, no C++ exception, no unwinding may leave it. It is not called any more
-/// once ifl_engine_destroy has returned, unless a call was under way then and takes longer than half a
-/// second.
+/// engine. It must return: no longjmp, no C++ exception, no unwinding may leave it. No call of it begins
+/// once ifl_engine_destroy has returned, or ifl_engine_create has failed. A call that is under way is waited
+/// for as long as ifl_engine_destroy may take, 2 seconds, and goes on after that where it takes longer.
 /// Since 0.1.0.
 typedef void (*ifl_log_callback)(void *user_data,
                                  ifl_log_level level,
@@ -432,7 +437,8 @@ typedef struct {
     uint64_t memory_limit_bytes;
     /// Compute threads of the CPU backend, and threads that load weights; default: one per core.
     uint32_t num_threads;
-    /// Requests that can be accepted and not yet ended; one more gets IFL_BUSY. Default 4096.
+    /// Requests that can be accepted and whose last event has not been polled; one more gets IFL_BUSY. Together
+    /// with max_unread_tokens this bounds what waits to be polled. Default 4096.
     uint32_t max_queued_requests;
     /// Tokens of one request that may wait to be polled before that request is paused; default 1024.
     uint32_t max_unread_tokens;
@@ -528,8 +534,9 @@ typedef struct {
     /// Subtracted from the logits of tokens once for each time they are in the output so far, in [-100, 100];
     /// default 0.
     float frequency_penalty;
-    /// Alternatives to report with the log-probability of each token, 0 to 20; default -1: no
-    /// log-probabilities.
+    /// Alternatives to report beside the token itself, each with its log-probability, 0 to 20; default -1: no
+    /// log-probabilities. With n here an event has n + 1 entries for each token: ifl_event.num_logprobs counts
+    /// the token itself too.
     int32_t num_logprobs;
     /// Same seed, same model and same device give the same tokens. Default IFL_RANDOM_SEED: a fresh one.
     uint64_t seed;
@@ -582,7 +589,8 @@ typedef struct {
     /// Natural logarithms of their probabilities under the model, before penalties, bias and temperature;
     /// indexed as logprob_tokens. A row with fewer entries is filled up with the token IFL_NO_TOKEN.
     const float *logprobs;
-    /// Entries for each token.
+    /// Entries for each token: the token itself and the alternatives, so one more than the
+    /// ifl_request.num_logprobs that was asked for. 0 where none were asked for.
     uint64_t num_logprobs;
     /// Why the request ended.
     ifl_finish_reason finish_reason;
@@ -708,7 +716,7 @@ const char *ifl_status_name(ifl_status status);
 ifl_category ifl_status_category(ifl_status status);
 
 /// 1 where the same call can succeed later without any change by the caller (after IFL_BUSY: once requests
-/// have ended), 0 otherwise.
+/// have ended and their last events are polled), 0 otherwise.
 ///
 /// - status: any number; one that the library does not know gives 0.
 ///
@@ -906,7 +914,9 @@ ifl_status ifl_engine_eos_tokens(ifl_engine *engine,
                                  ifl_buffer **tokens,
                                  ifl_error **error);
 
-/// The device that the engine runs on, such as "cpu"; what "auto" has become.
+/// The device that the engine runs on, what "auto" has become: "cpu", "echo", or "cuda:0 (NVIDIA H100)". Up to
+/// the first space it is what ifl_engine_options.device takes; what follows in brackets is the device's name,
+/// for people.
 ///
 /// - engine: the engine.
 /// - device: receives a buffer to read with ifl_buffer_text; free it with ifl_buffer_free. Not NULL.
@@ -928,8 +938,13 @@ ifl_status ifl_engine_device(ifl_engine *engine,
 ifl_status ifl_engine_close(ifl_engine *engine,
                             ifl_error **error);
 
-/// Closes the engine as ifl_engine_close does, ends the handle and frees the engine's memory. Threads that
-/// wait in ifl_engine_poll get the events that are left and then IFL_CLOSED. Queues of ifl_queue_create stay.
+/// Closes the engine as ifl_engine_close does, ends the handle and frees the engine's memory. A thread that
+/// waits in ifl_engine_poll gets one more batch of events or IFL_CLOSED; its next call gives
+/// IFL_INVALID_HANDLE, and what was not polled is lost. To see the end of every request, call
+/// ifl_engine_close, poll until IFL_CLOSED, then destroy. Queues of ifl_queue_create stay.
+///
+/// A step that takes longer than this call may is left to finish on a thread of the library, which frees what
+/// the step uses when it ends; it calls nothing of the host's.
 ///
 /// - engine: the engine. NULL, an engine that was destroyed already, and one made before a fork by another
 ///   process are left alone.
@@ -946,7 +961,8 @@ void ifl_engine_destroy(ifl_engine *engine);
 /// - error: receives the error where the call fails; may be NULL.
 ///
 /// Threads: any, at any time.
-/// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_HANDLE, IFL_FORKED, IFL_CLOSED. Since 0.1.0.
+/// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_HANDLE, IFL_FORKED; IFL_CLOSED, or what ended the engine
+/// (IFL_DEVICE_LOST, IFL_INTERNAL), once it has ended. Since 0.1.0.
 ifl_status ifl_queue_create(ifl_engine *engine,
                             ifl_queue **queue,
                             ifl_error **error);
@@ -973,18 +989,18 @@ ifl_status ifl_queue_poll(ifl_queue *queue,
 ///
 /// - queue: the queue.
 /// - fd: receives the descriptor, the same at each call. It belongs to the queue and is closed by
-///   ifl_queue_destroy: do not read from it, write to it or close it. Not NULL.
+///   ifl_queue_destroy, before that returns: do not read from it, write to it or close it. Not NULL.
 /// - error: receives the error where the call fails; may be NULL.
 ///
 /// Threads: any, at any time.
 /// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_HANDLE, IFL_FORKED; IFL_OUT_OF_MEMORY where the process has no
-/// descriptors left. Since 0.1.0.
+/// descriptors left; IFL_CLOSED where another thread destroys the queue meanwhile. Since 0.1.0.
 ifl_status ifl_queue_fd(ifl_queue *queue,
                         int32_t *fd,
                         ifl_error **error);
 
-/// Ends a queue: events in it are dropped, requests that name it are cancelled, and threads that wait in
-/// ifl_queue_poll return with IFL_CLOSED.
+/// Ends a queue: events in it are dropped, its descriptor is closed, requests that name it are cancelled, those
+/// that wait for their first step included, and threads that wait in ifl_queue_poll return with IFL_CLOSED.
 ///
 /// - queue: the queue. NULL, a queue that was destroyed already, and one made before a fork by another
 ///   process are left alone.
@@ -1086,8 +1102,9 @@ void ifl_buffer_free(ifl_buffer *buffer);
 /// Threads: any, at any time. Errors: none. Since 0.1.0.
 uint32_t ifl_version(void);
 
-/// Whether this build of the library has a feature: "cpu" and "cuda" (backends), "echo" (the device without
-/// weights), "gguf" and "safetensors" (model formats), "queue-fd" (ifl_queue_fd).
+/// Whether this build of the library has a feature: "cpu" and "cuda" (backends; whether the machine has such a
+/// device is another question), "echo" (the device without weights), "gguf" and "safetensors" (model formats),
+/// "queue-fd" (ifl_queue_fd).
 ///
 /// - name: name of the feature, UTF-8.
 /// - name_len: its length in bytes, or IFL_NUL_TERMINATED.

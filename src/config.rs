@@ -114,7 +114,7 @@ pub struct EngineOptions {
     pub memory_limit_bytes: u64,
     /// Compute threads of the CPU backend, and threads that load weights; 0: one per core.
     pub num_threads: usize,
-    /// Requests accepted and not yet ended; one more is [`crate::Status::Busy`].
+    /// Requests accepted and not yet polled to their last event; one more is [`crate::Status::Busy`].
     pub max_queued_requests: usize,
     /// Tokens of one request that may wait for its consumer before the request is paused.
     pub max_unread_tokens: usize,

@@ -17,6 +17,7 @@ pub mod kv;
 pub mod model;
 pub mod quant;
 pub mod sample;
+mod threads;
 pub mod token;
 
 pub use config::{DTypeChoice, EngineOptions};

@@ -183,17 +183,23 @@ fn layout_is_fixed_in_c_and_cpp() {
     run_ok(compile("abi_layout_cpp", &sources), &[], "");
 }
 
-const BEHAVIOUR: [&str; 5] = [
+const BEHAVIOUR: [&str; 6] = [
     "tests/c/abi_test.c",
     "tests/c/abi_arguments.c",
     "tests/c/abi_requests.c",
     "tests/c/abi_lifetime.c",
+    "tests/c/abi_shutdown.c",
     "tests/c/check.c",
 ];
 
 #[test]
 fn behaviour_is_right() {
     run_ok(compile("abi_test", &BEHAVIOUR), &[], "");
+}
+
+#[test]
+fn a_child_with_its_parents_process_id_is_refused() {
+    run_ok(compile("abi_fork", &["tests/c/abi_fork.c"]), &[], "");
 }
 
 #[test]

@@ -325,6 +325,84 @@ fn an_abandoned_queue_cancels_its_requests() {
 }
 
 #[test]
+fn an_abandoned_queue_cancels_its_requests_before_they_run() {
+    let mut options = echo_options();
+    options.device = "echo:5000".to_owned();
+    options.max_num_sequences = 1;
+    options.max_queued_requests = 3;
+    let engine = Engine::create(&options).unwrap();
+    let long = || Request { max_tokens: 4000, ignore_eos: true, ..tokens_request([1]) };
+    engine.enqueue(long()).unwrap();
+    let queue = engine.create_queue().unwrap();
+    for _ in 0..2 {
+        engine.enqueue(Request { queue: Some(queue.clone()), ..long() }).unwrap();
+    }
+    assert_eq!(engine.enqueue(long()).unwrap_err().status(), Status::Busy);
+    queue.abandon();
+    let wait_for_ends = |num_finished| {
+        let start = Instant::now();
+        while engine.stats().num_finished < num_finished {
+            assert!(start.elapsed() < Duration::from_secs(2), "they still wait: {:?}", engine.stats());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    wait_for_ends(2);
+    // One that comes later, as from a thread that had the queue at hand already.
+    engine.enqueue(Request { queue: Some(queue.clone()), ..long() }).unwrap();
+    wait_for_ends(3);
+    assert_eq!(engine.stats().num_running, 1);
+    engine.enqueue(long()).unwrap();
+    assert_eq!(queue.descriptor().unwrap_err().status(), Status::Closed);
+}
+
+#[test]
+fn a_place_stays_taken_until_the_end_is_polled() {
+    let mut options = echo_options();
+    options.max_queued_requests = 4;
+    let engine = Engine::create(&options).unwrap();
+    let queue = engine.create_queue().unwrap();
+    for _ in 0..3 {
+        engine.enqueue(tokens_request([1])).unwrap();
+    }
+    engine.enqueue(Request { queue: Some(queue.clone()), ..tokens_request([1]) }).unwrap();
+    let start = Instant::now();
+    while engine.stats().num_finished < 4 {
+        assert!(start.elapsed() < PATIENCE, "{:?}", engine.stats());
+        std::thread::yield_now();
+    }
+    for _ in 0..50 {
+        assert_eq!(engine.enqueue(tokens_request([1])).unwrap_err().status(), Status::Busy);
+    }
+    queue.abandon();
+    engine.enqueue(tokens_request([1])).unwrap();
+    assert_eq!(engine.enqueue(tokens_request([1])).unwrap_err().status(), Status::Busy);
+    let mut collector = Collector::default();
+    collector.wait(&engine, 4);
+    for _ in 0..4 {
+        engine.enqueue(tokens_request([1])).unwrap();
+    }
+}
+
+#[test]
+fn closers_wait_together_and_no_longer_than_promised() {
+    let mut options = echo_options();
+    options.device = "echo:6000000".to_owned();
+    let engine = Engine::create(&options).unwrap();
+    engine.enqueue(tokens_request([1])).unwrap();
+    while engine.stats().num_steps == 0 {
+        std::thread::yield_now();
+    }
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| engine.close());
+        }
+    });
+    drop(engine);
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+#[test]
 fn close_ends_everything_in_flight_and_the_queue_can_be_drained() {
     let mut options = echo_options();
     options.device = "echo:1000".to_owned();
@@ -405,7 +483,7 @@ fn options_that_make_no_sense_are_refused_by_name() {
 
 #[test]
 fn the_descriptor_is_readable_while_events_wait() {
-    use std::os::fd::BorrowedFd;
+    use std::os::fd::{AsFd, BorrowedFd};
     fn is_readable(fd: BorrowedFd<'_>, timeout_ms: i32) -> bool {
         let mut poll = [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::IN)];
         let timeout = rustix::event::Timespec { tv_sec: 0, tv_nsec: i64::from(timeout_ms) * 1_000_000 };
@@ -413,7 +491,8 @@ fn the_descriptor_is_readable_while_events_wait() {
     }
     let engine = echo();
     let queue = engine.create_queue().unwrap();
-    let fd = queue.borrow_fd().unwrap();
+    let descriptor = queue.descriptor().unwrap();
+    let fd = descriptor.as_fd();
     assert!(!is_readable(fd, 0));
     engine.enqueue(Request { queue: Some(queue.clone()), ..tokens_request([1, 2]) }).unwrap();
     assert!(is_readable(fd, 900));

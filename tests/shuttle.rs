@@ -131,6 +131,52 @@ fn an_abandoned_queue_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_queue_belongs_to_its_engine_while_that_closes() {
+    shuttle::check_random(
+        || {
+            let engine = engine(100);
+            let queue = engine.create_queue().unwrap();
+            let closer = {
+                let engine = engine.clone();
+                thread::spawn(move || engine.close())
+            };
+            if let Err(error) = engine.enqueue(Request { queue: Some(queue), ..request(&[1]) }) {
+                assert_eq!(error.status(), Status::Closed, "{error}");
+            }
+            closer.join().unwrap();
+        },
+        NUM_SCHEDULES,
+    );
+}
+
+#[test]
+fn a_request_that_nobody_reads_any_more_stays_paused() {
+    const NUM_TOKENS: usize = 20;
+    shuttle::check_random(
+        || {
+            let engine = engine(1);
+            engine.enqueue(request(&[7; NUM_TOKENS])).unwrap();
+            engine.poll(None).unwrap();
+            for _ in 0..300 {
+                thread::yield_now();
+            }
+            engine.close();
+            let mut num_unread = 0;
+            while let Ok(events) = engine.poll(None) {
+                for event in events {
+                    if let EventKind::Output(output) = event.kind {
+                        num_unread += output.token_ids.len();
+                    }
+                }
+            }
+            // One may wait, and each of two steps may be under way when the request is paused or resumed.
+            assert!(num_unread <= 6, "{num_unread} tokens were made for nobody");
+        },
+        NUM_SCHEDULES,
+    );
+}
+
+#[test]
 fn pollers_wake_up_when_the_last_handle_goes() {
     shuttle::check_random(
         || {

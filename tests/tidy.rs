@@ -11,18 +11,28 @@ const MAX_FILE_LINES: usize = 600;
 const MAX_FUNCTION_LINES: usize = 70;
 
 /// A module of the library and the modules that it may name. What is not listed may name none.
-const LAYERS: [(&str, &[&str]); 11] = [
+const LAYERS: [(&str, &[&str]); 12] = [
     ("error", &[]),
+    ("threads", &[]),
     ("config", &["error"]),
     ("format", &["error"]),
-    ("backend", &["error"]),
+    ("backend", &["threads", "error"]),
     ("quant", &["format", "error"]),
     ("kv", &["error"]),
     ("sample", &["backend", "error"]),
-    ("token", &["format", "sample", "error"]),
-    ("model", &["quant", "backend", "format", "config", "error"]),
-    ("engine", &["model", "sample", "token", "kv", "backend", "format", "quant", "config", "error"]),
-    ("capi", &["engine", "model", "sample", "token", "kv", "backend", "format", "quant", "config", "error"]),
+    ("token", &["format", "sample", "threads", "error"]),
+    ("model", &["quant", "backend", "format", "config", "threads", "error"]),
+    (
+        "engine",
+        &["model", "sample", "token", "kv", "backend", "format", "quant", "config", "threads", "error"],
+    ),
+    (
+        "capi",
+        &[
+            "engine", "model", "sample", "token", "kv", "backend", "format", "quant", "config", "threads",
+            "error",
+        ],
+    ),
 ];
 
 /// Names that `lib.rs` re-exports, and the modules they come from.
@@ -42,8 +52,12 @@ const REEXPORTS: [(&str, &str); 13] = [
     ("SamplingParams", "sample"),
 ];
 
-/// Where unsafe blocks may stand: the C boundary's casts, and vector intrinsics.
-const UNSAFE_PLACES: [&str; 3] = ["src/capi/ffi.rs", "src/backend/cpu/", "src/backend/cuda/"];
+/// Where unsafe blocks may stand: the C boundary's casts, vector intrinsics, and a thread's signals.
+const UNSAFE_PLACES: [&str; 4] =
+    ["src/capi/ffi.rs", "src/backend/cpu/", "src/backend/cuda/", "src/threads.rs"];
+
+/// Where threads are started: with their names and signals as the C ABI promises.
+const THREAD_PLACES: [&str; 2] = ["src/threads.rs", "src/engine/threads.rs"];
 
 /// Where the build's features are looked at: device choice, and the model checker's threads.
 const FEATURE_PLACES: [&str; 3] = ["src/engine/create.rs", "src/engine/sync.rs", "src/backend/mod.rs"];
@@ -123,6 +137,23 @@ fn the_library_leaves_the_process_alone() {
         ("src/lib.rs", "fn abort() { task.abort(); }\n"),
     ];
     enforce(process_wide_effects, &bad, &good);
+}
+
+#[test]
+fn threads_are_started_in_one_place() {
+    let bad = [
+        ("src/model/load.rs", "fn f() { std::thread::spawn(g); }\n"),
+        ("src/model/load.rs", "use std::thread;\nfn f() { thread::Builder::new(); }\n"),
+        ("src/token/guard.rs", "fn f() { thread::scope(|scope| g(scope)) }\n"),
+        ("src/model/load.rs", "fn f() { rayon::ThreadPoolBuilder::new().build() }\n"),
+    ];
+    let good = [
+        ("src/threads.rs", "fn f() { thread::Builder::new().spawn(g) }\n"),
+        ("src/bin/inflight/main.rs", "fn f() { std::thread::spawn(g); }\n"),
+        ("src/model/load.rs", "fn f() { threads::spawn(g); std::thread::sleep(h) }\n"),
+        ("src/lib.rs", "#[cfg(test)]\nmod tests {\n    fn f() { std::thread::spawn(g); }\n}\n"),
+    ];
+    enforce(thread_starts, &bad, &good);
 }
 
 #[test]
@@ -356,6 +387,14 @@ fn process_wide_effects(source: &Source) -> Vec<Finding> {
     let hooks: &[&str] = if source.is_in(&["src/capi/ffi.rs"]) { &[] } else { &["set_hook"] };
     let words = [&macros[..], &calls, &signals, hooks].concat();
     find_words(&source.product, &words, "has no place in a library")
+}
+
+fn thread_starts(source: &Source) -> Vec<Finding> {
+    if !source.is_library() || source.is_in(&THREAD_PLACES) {
+        return Vec::new();
+    }
+    let starts = ["thread::spawn", "thread::Builder", "thread::scope", "ThreadPoolBuilder"];
+    find_words(&source.product, &starts, "belongs in src/threads.rs, which gives names and blocks signals")
 }
 
 fn feature_switches(source: &Source) -> Vec<Finding> {

@@ -19,6 +19,9 @@ use thiserror::Error;
 
 use crate::error::{Error, Result, Status};
 
+/// Backends of this build, by the names of their devices.
+pub const BACKENDS: &[&str] = if cfg!(feature = "cuda") { &["cpu", "cuda"] } else { &["cpu"] };
+
 /// Element type of a buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DType {

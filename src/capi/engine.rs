@@ -1,5 +1,7 @@
 //! `ifl_engine`: creation, requests, events, figures.
 
+use std::time::{Duration, Instant};
+
 use super::error::ifl_error;
 use super::events::ifl_events;
 use super::ffi::{Sized32, guard, guard_value};
@@ -12,6 +14,10 @@ use super::status::ifl_status;
 use super::text::ifl_buffer;
 use crate::engine::{Engine, MemoryPlan, ModelInfo, Stats};
 use crate::error::Result;
+
+/// How long destroying an engine waits for its threads and the log lines that are under way; a little less than the
+/// 2 seconds that the header promises.
+const DESTROY_LIMIT: Duration = Duration::from_millis(1900);
 
 /// Every engine that hosts hold.
 static ENGINES: Handles<HostedEngine> = Handles::new(0x1e, "engine");
@@ -218,7 +224,9 @@ pub extern "C" fn ifl_engine_create(
         let out = caller.out(engine, "engine")?;
         let log_gate = LogGate::default();
         let options = caller.read(options)?.convert(caller, &log_gate)?;
-        let engine = Engine::create(&options)?;
+        let engine = Engine::create(&options).inspect_err(|_| {
+            log_gate.close(Duration::ZERO);
+        })?;
         out.set(ENGINES.insert(HostedEngine { engine, log_gate })?);
         Ok(())
     })
@@ -384,7 +392,9 @@ pub extern "C" fn ifl_engine_eos_tokens(
     })
 }
 
-/// The device that the engine runs on, such as "cpu"; what "auto" has become.
+/// The device that the engine runs on, what "auto" has become: "cpu", "echo", or "cuda:0 (NVIDIA H100)". Up to
+/// the first space it is what ifl_engine_options.device takes; what follows in brackets is the device's name,
+/// for people.
 ///
 /// - engine: the engine.
 /// - device: receives a buffer to read with ifl_buffer_text; free it with ifl_buffer_free. Not NULL.
@@ -420,8 +430,13 @@ pub extern "C" fn ifl_engine_close(engine: *mut ifl_engine, error: *mut *mut ifl
     })
 }
 
-/// Closes the engine as ifl_engine_close does, ends the handle and frees the engine's memory. Threads that
-/// wait in ifl_engine_poll get the events that are left and then IFL_CLOSED. Queues of ifl_queue_create stay.
+/// Closes the engine as ifl_engine_close does, ends the handle and frees the engine's memory. A thread that
+/// waits in ifl_engine_poll gets one more batch of events or IFL_CLOSED; its next call gives
+/// IFL_INVALID_HANDLE, and what was not polled is lost. To see the end of every request, call
+/// ifl_engine_close, poll until IFL_CLOSED, then destroy. Queues of ifl_queue_create stay.
+///
+/// A step that takes longer than this call may is left to finish on a thread of the library, which frees what
+/// the step uses when it ends; it calls nothing of the host's.
 ///
 /// - engine: the engine. NULL, an engine that was destroyed already, and one made before a fork by another
 ///   process are left alone.
@@ -432,8 +447,9 @@ pub extern "C" fn ifl_engine_close(engine: *mut ifl_engine, error: *mut *mut ifl
 pub extern "C" fn ifl_engine_destroy(engine: *mut ifl_engine) {
     guard_value((), |_| {
         if let Ok(hosted) = ENGINES.remove(engine) {
+            let start = Instant::now();
             hosted.engine.close();
-            hosted.log_gate.close();
+            hosted.log_gate.close(DESTROY_LIMIT.saturating_sub(start.elapsed()));
         }
     });
 }

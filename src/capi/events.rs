@@ -92,7 +92,8 @@ pub struct ifl_event {
     /// Natural logarithms of their probabilities under the model, before penalties, bias and temperature;
     /// indexed as logprob_tokens. A row with fewer entries is filled up with the token IFL_NO_TOKEN.
     pub logprobs: *const f32,
-    /// Entries for each token.
+    /// Entries for each token: the token itself and the alternatives, so one more than the
+    /// ifl_request.num_logprobs that was asked for. 0 where none were asked for.
     pub num_logprobs: u64,
     /// Why the request ended.
     pub finish_reason: ifl_finish_reason,

@@ -11,7 +11,7 @@ use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, c_char, c_void};
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::sync::Once;
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::thread;
 
 use super::engine::{ifl_memory_plan, ifl_model_info, ifl_stats};
@@ -21,6 +21,7 @@ use super::options::{ifl_engine_options, ifl_progress_callback};
 use super::request::ifl_request;
 use super::status::{ifl_status, ifl_status_value, number};
 use crate::error::{Error, Result, Status};
+use crate::threads::NAME_PREFIX;
 
 /// Length that stands for "up to the terminating NUL"; `IFL_NUL_TERMINATED` in the header.
 pub(super) const NUL_TERMINATED: u64 = u64::MAX;
@@ -321,7 +322,7 @@ pub(super) struct PerProcess<T: 'static> {
 }
 
 struct OfProcess<T> {
-    process_id: u32,
+    process_tag: u64,
     value: T,
 }
 
@@ -332,16 +333,16 @@ impl<T: Default + Sync> PerProcess<T> {
 
     /// This process's value, made at the first call.
     pub(super) fn get(&self) -> &'static T {
-        let process_id = std::process::id();
+        let process_tag = process_tag();
         let mut current = self.current.load(Ordering::Acquire);
         loop {
             // SAFETY: NULL or leaked below, and never freed.
             if let Some(known) = unsafe { current.as_ref::<'static>() }
-                && known.process_id == process_id
+                && known.process_tag == process_tag
             {
                 return &known.value;
             }
-            let fresh = Box::into_raw(Box::new(OfProcess { process_id, value: T::default() }));
+            let fresh = Box::into_raw(Box::new(OfProcess { process_tag, value: T::default() }));
             match self.current.compare_exchange(current, fresh, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => current = fresh,
                 Err(other) => {
@@ -352,6 +353,47 @@ impl<T: Default + Sync> PerProcess<T> {
             }
         }
     }
+}
+
+/// Bits of [`process_tag`].
+pub(super) const PROCESS_TAG_BITS: u32 = 22;
+
+/// Forks between this process and the one that called the library first.
+static NUM_FORKS: AtomicU64 = AtomicU64::new(0);
+
+/// A number of [`PROCESS_TAG_BITS`] that a process shares with none that it was forked from. Process ids alone do not
+/// tell them apart: the first process of a container and that of a container inside it both have the id 1. Forks
+/// that bypass libc are told by the id.
+pub(super) fn process_tag() -> u64 {
+    const ID_BITS: u32 = 22;
+    const FORK_BITS: u32 = 20;
+    const TAG_SHIFT: u32 = ID_BITS + FORK_BITS;
+    /// The tag, and in the bits below it whose it is.
+    static CURRENT: AtomicU64 = AtomicU64::new(0);
+    static IS_WATCHING: AtomicBool = AtomicBool::new(false);
+    if !IS_WATCHING.load(Ordering::Acquire) && !IS_WATCHING.swap(true, Ordering::AcqRel) {
+        // SAFETY: the handler adds to an atomic number, which a child may do before anything else.
+        unsafe { libc::pthread_atfork(None, None, Some(count_fork)) };
+    }
+    let num_forks = NUM_FORKS.load(Ordering::Acquire) & ((1 << FORK_BITS) - 1);
+    let whose = num_forks << ID_BITS | u64::from(std::process::id()) & ((1 << ID_BITS) - 1);
+    let mut current = CURRENT.load(Ordering::Acquire);
+    loop {
+        let tag = current >> TAG_SHIFT;
+        if current & ((1 << TAG_SHIFT) - 1) == whose {
+            return tag;
+        }
+        let next = (tag + 1) & ((1 << PROCESS_TAG_BITS) - 1);
+        let fresh = next << TAG_SHIFT | whose;
+        match CURRENT.compare_exchange(current, fresh, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => return next,
+            Err(other) => current = other,
+        }
+    }
+}
+
+extern "C" fn count_fork() {
+    NUM_FORKS.fetch_add(1, Ordering::AcqRel);
 }
 
 thread_local! {
@@ -383,7 +425,7 @@ fn install_panic_hook() {
     let previous = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info: &PanicHookInfo<'_>| {
         let is_guarded = GUARD_DEPTH.try_with(Cell::get).is_ok_and(|depth| depth > 0);
-        if !is_guarded && !thread::current().name().is_some_and(|name| name.starts_with("ifl-")) {
+        if !is_guarded && !thread::current().name().is_some_and(|name| name.starts_with(NAME_PREFIX)) {
             return previous(info);
         }
         let place = info.location().map_or_else(String::new, |at| format!(" at {}:{}", at.file(), at.line()));
@@ -406,4 +448,4 @@ fn discard(payload: Box<dyn Any + Send>) {
 
 #[cfg(test)]
 #[path = "ffi_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -25,6 +25,11 @@ impl Sized32 for Grown {
 
 const CALLER: Caller = Caller(());
 
+/// For callbacks that stand for a host's.
+pub(in crate::capi) fn with_caller<T>(work: impl FnOnce(&Caller) -> T) -> T {
+    work(&CALLER)
+}
+
 /// A struct as C has it: `size` in front, then words of 8 bytes.
 fn words(size: u32, first: u32, rest: [u64; 4]) -> [u64; 5] {
     let [a, b, c, d] = rest;
@@ -156,4 +161,27 @@ fn each_process_has_its_own_value() {
     let first = VALUE.get();
     assert!(std::ptr::eq(first, VALUE.get()));
     assert_eq!(first.0, 0);
+}
+
+/// Set in the process that panics for [`panics_of_our_threads_print_nothing`].
+const PANICS: &str = "INFLIGHT_TEST_PANICS";
+
+#[test]
+fn panics_of_our_threads_print_nothing() {
+    if std::env::var_os(PANICS).is_some() {
+        contain(|| ()).unwrap();
+        crate::threads::spawn("cpu-1", || panic!("on a thread")).unwrap().join().unwrap_err();
+        crate::threads::run_on_stack("text", 1 << 20, || panic!("on a stack")).unwrap().unwrap_err();
+        let pool = crate::threads::pool("load", 1).unwrap();
+        catch_unwind(AssertUnwindSafe(|| pool.install(|| panic!("in a pool")))).unwrap_err();
+        return;
+    }
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "capi::ffi::tests::panics_of_our_threads_print_nothing", "--nocapture"])
+        .env(PANICS, "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.is_empty(), "{}: {said}", output.status);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"), "no such test");
 }

@@ -2,7 +2,7 @@
 //! error.
 //!
 //! A key is never reused in its process and never dereferenced. Its bits, from the top: 8 of kind, 22 of
-//! process id, 33 of serial number, and a 1. The kinds make it a non-canonical address: no allocator returns
+//! process tag, 33 of serial number, and a 1. The kinds make it a non-canonical address: no allocator returns
 //! it, a garbage collector that finds it in a pointer variable leaves it alone, and a host that follows it
 //! faults at once.
 
@@ -11,12 +11,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 
-use super::ffi::PerProcess;
+use super::ffi::{PROCESS_TAG_BITS, PerProcess, process_tag};
 use crate::error::{Error, Result, Status};
 
 const KIND_SHIFT: u32 = 56;
 const PROCESS_SHIFT: u32 = 34;
-const PROCESS_MASK: u64 = (1 << 22) - 1;
+const PROCESS_MASK: u64 = (1 << PROCESS_TAG_BITS) - 1;
 const SERIAL_MASK: u64 = (1 << 33) - 1;
 
 const _: () = assert!(usize::BITS == 64, "handles need 64 bits");
@@ -53,7 +53,7 @@ impl<T: Clone + Send + Sync> Handles<T> {
         if serial > SERIAL_MASK {
             return Err(Error::internal(format!("this process has used up its {} handles", self.name)));
         }
-        let key = u64::from(self.kind) << KIND_SHIFT | process_bits() << PROCESS_SHIFT | serial << 1 | 1;
+        let key = u64::from(self.kind) << KIND_SHIFT | process_tag() << PROCESS_SHIFT | serial << 1 | 1;
         table.entries.write().insert(key, value);
         Ok(std::ptr::without_provenance_mut(key as usize))
     }
@@ -80,7 +80,7 @@ impl<T: Clone + Send + Sync> Handles<T> {
         if key >> KIND_SHIFT != u64::from(self.kind) || key & 1 == 0 {
             return invalid(format!("{key:#x} is not a handle of kind {}", self.name));
         }
-        if key >> PROCESS_SHIFT & PROCESS_MASK != process_bits() {
+        if key >> PROCESS_SHIFT & PROCESS_MASK != process_tag() {
             let message = format!(
                 "the {} was made by the process that this one was forked from; only that one may use it",
                 self.name
@@ -96,10 +96,6 @@ impl<T: Clone + Send + Sync> Handles<T> {
             format!("the {} {key:#x} was destroyed or never existed", self.name),
         )
     }
-}
-
-fn process_bits() -> u64 {
-    u64::from(std::process::id()) & PROCESS_MASK
 }
 
 #[cfg(test)]

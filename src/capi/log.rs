@@ -2,6 +2,7 @@
 
 use std::ffi::{c_char, c_void};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::RwLock;
@@ -39,9 +40,9 @@ pub enum ifl_log_level_value {
 ///
 /// Threads: called on the engine's threads and on threads that call the engine, by several at once, and never
 /// while the library holds a lock that its functions take. It may call this library, but not destroy its own
-/// engine. It must return: no longjmp, no C++ exception, no unwinding may leave it. It is not called any more
-/// once ifl_engine_destroy has returned, unless a call was under way then and takes longer than half a
-/// second.
+/// engine. It must return: no longjmp, no C++ exception, no unwinding may leave it. No call of it begins
+/// once ifl_engine_destroy has returned, or ifl_engine_create has failed. A call that is under way is waited
+/// for as long as ifl_engine_destroy may take, 2 seconds, and goes on after that where it takes longer.
 /// Since 0.1.0.
 pub type ifl_log_callback = Option<
     unsafe extern "C" fn(
@@ -52,35 +53,83 @@ pub type ifl_log_callback = Option<
     ),
 >;
 
-/// How long [`LogGate::close`] waits for lines that are being logged.
-const CLOSE_LIMIT: Duration = Duration::from_millis(500);
-
 /// Lets log lines through to the host until its engine is destroyed: a step that outlasts the engine may
 /// still have something to say, but the host may have freed its `user_data` by then.
 #[derive(Clone, Default)]
 pub(super) struct LogGate {
-    is_closed: Arc<RwLock<bool>>,
+    inner: Arc<Gate>,
+}
+
+#[derive(Default)]
+struct Gate {
+    is_closed: AtomicBool,
+    /// Held by lines that are being logged, each of which has looked at `is_closed` since.
+    lines: RwLock<()>,
 }
 
 impl LogGate {
     /// Logs lines up to and including `level` through the gate.
     pub(super) fn logger(&self, level: LogLevel, callback: HostCallback<ifl_log_callback>) -> Logger {
-        let is_closed = self.is_closed.clone();
+        let gate = self.inner.clone();
         let sink = move |level: LogLevel, message: &str| {
             // Held during the call, and recursive, because the callback may call functions that log.
-            let is_closed = is_closed.read_recursive();
-            if !*is_closed {
+            let _under_way = gate.lines.read_recursive();
+            if !gate.is_closed.load(Ordering::SeqCst) {
                 callback.log(level as ifl_log_level, message);
             }
         };
         Logger::new(level, Arc::new(sink))
     }
 
-    /// Shuts the gate behind the lines that are being logged. Stays open where the host does not return from
-    /// one.
-    pub(super) fn close(&self) {
-        if let Some(mut is_closed) = self.is_closed.try_write_for(CLOSE_LIMIT) {
-            *is_closed = true;
-        }
+    /// Shuts the gate, then waits for the lines that are being logged, at most `limit`; says whether they are done.
+    pub(super) fn close(&self, limit: Duration) -> bool {
+        self.inner.is_closed.store(true, Ordering::SeqCst);
+        self.inner.lines.try_write_for(limit).is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use super::*;
+
+    /// What a host's callback shares with the test.
+    struct Host {
+        lines: Sender<String>,
+        /// A slow line waits for a word from here.
+        go_on: Receiver<()>,
+    }
+
+    extern "C" fn slow_line(host: *mut c_void, _level: i32, message: *const c_char, len: u64) {
+        crate::capi::ffi::tests::with_caller(|caller| {
+            let host = caller.object(host.cast::<Host>()).unwrap();
+            let line = caller.text(message, len, "message").unwrap();
+            host.lines.send(line.to_owned()).unwrap();
+            if line == "slow" {
+                host.go_on.recv().unwrap();
+            }
+        });
+    }
+
+    #[test]
+    fn no_line_begins_behind_a_closed_gate() {
+        let (lines, logged) = channel();
+        let (go_on, must_wait) = channel();
+        let mut host = Host { lines, go_on: must_wait };
+        let gate = LogGate::default();
+        let function: ifl_log_callback = Some(slow_line);
+        let callback = HostCallback::new(function, (&raw mut host).cast());
+        let logger = gate.logger(LogLevel::Info, callback);
+        std::thread::scope(|scope| {
+            scope.spawn(|| logger.log(LogLevel::Info, format_args!("slow")));
+            assert_eq!(logged.recv().unwrap(), "slow");
+            assert!(!gate.close(Duration::from_millis(20)), "the line is under way");
+            logger.log(LogLevel::Info, format_args!("late"));
+            go_on.send(()).unwrap();
+            assert!(gate.close(Duration::from_secs(60)));
+        });
+        logger.log(LogLevel::Info, format_args!("later"));
+        assert!(logged.try_recv().is_err(), "a line was logged behind the closed gate");
     }
 }

@@ -87,7 +87,8 @@ pub struct ifl_engine_options {
     pub memory_limit_bytes: u64,
     /// Compute threads of the CPU backend, and threads that load weights; default: one per core.
     pub num_threads: u32,
-    /// Requests that can be accepted and not yet ended; one more gets IFL_BUSY. Default 4096.
+    /// Requests that can be accepted and whose last event has not been polled; one more gets IFL_BUSY. Together
+    /// with max_unread_tokens this bounds what waits to be polled. Default 4096.
     pub max_queued_requests: u32,
     /// Tokens of one request that may wait to be polled before that request is paused; default 1024.
     pub max_unread_tokens: u32,

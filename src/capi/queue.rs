@@ -31,7 +31,8 @@ pub struct ifl_queue {
 /// - error: receives the error where the call fails; may be NULL.
 ///
 /// Threads: any, at any time.
-/// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_HANDLE, IFL_FORKED, IFL_CLOSED. Since 0.1.0.
+/// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_HANDLE, IFL_FORKED; IFL_CLOSED, or what ended the engine
+/// (IFL_DEVICE_LOST, IFL_INTERNAL), once it has ended. Since 0.1.0.
 #[unsafe(no_mangle)]
 pub extern "C" fn ifl_queue_create(
     engine: *mut ifl_engine,
@@ -72,12 +73,12 @@ pub extern "C" fn ifl_queue_poll(
 ///
 /// - queue: the queue.
 /// - fd: receives the descriptor, the same at each call. It belongs to the queue and is closed by
-///   ifl_queue_destroy: do not read from it, write to it or close it. Not NULL.
+///   ifl_queue_destroy, before that returns: do not read from it, write to it or close it. Not NULL.
 /// - error: receives the error where the call fails; may be NULL.
 ///
 /// Threads: any, at any time.
 /// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_HANDLE, IFL_FORKED; IFL_OUT_OF_MEMORY where the process has no
-/// descriptors left. Since 0.1.0.
+/// descriptors left; IFL_CLOSED where another thread destroys the queue meanwhile. Since 0.1.0.
 #[unsafe(no_mangle)]
 pub extern "C" fn ifl_queue_fd(
     queue: *mut ifl_queue,
@@ -86,13 +87,13 @@ pub extern "C" fn ifl_queue_fd(
 ) -> ifl_status {
     guard(error, |caller| {
         let out = caller.out(fd, "fd")?;
-        out.set(QUEUES.get(queue)?.borrow_fd()?.as_raw_fd());
+        out.set(QUEUES.get(queue)?.descriptor()?.as_raw_fd());
         Ok(())
     })
 }
 
-/// Ends a queue: events in it are dropped, requests that name it are cancelled, and threads that wait in
-/// ifl_queue_poll return with IFL_CLOSED.
+/// Ends a queue: events in it are dropped, its descriptor is closed, requests that name it are cancelled, those
+/// that wait for their first step included, and threads that wait in ifl_queue_poll return with IFL_CLOSED.
 ///
 /// - queue: the queue. NULL, a queue that was destroyed already, and one made before a fork by another
 ///   process are left alone.

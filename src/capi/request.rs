@@ -112,8 +112,9 @@ pub struct ifl_request {
     /// Subtracted from the logits of tokens once for each time they are in the output so far, in [-100, 100];
     /// default 0.
     pub frequency_penalty: f32,
-    /// Alternatives to report with the log-probability of each token, 0 to 20; default -1: no
-    /// log-probabilities.
+    /// Alternatives to report beside the token itself, each with its log-probability, 0 to 20; default -1: no
+    /// log-probabilities. With n here an event has n + 1 entries for each token: ifl_event.num_logprobs counts
+    /// the token itself too.
     pub num_logprobs: i32,
     /// Same seed, same model and same device give the same tokens. Default IFL_RANDOM_SEED: a fresh one.
     pub seed: u64,

@@ -126,7 +126,7 @@ pub extern "C" fn ifl_status_category(status: ifl_status) -> ifl_category {
 }
 
 /// 1 where the same call can succeed later without any change by the caller (after IFL_BUSY: once requests
-/// have ended), 0 otherwise.
+/// have ended and their last events are polled), 0 otherwise.
 ///
 /// - status: any number; one that the library does not know gives 0.
 ///

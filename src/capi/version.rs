@@ -3,9 +3,10 @@
 use std::ffi::c_char;
 
 use super::ffi::guard_value;
+use crate::backend::BACKENDS;
 
-/// What this build can do; names are never reused.
-const FEATURES: [&str; 5] = ["cpu", "echo", "gguf", "safetensors", "queue-fd"];
+/// What every build can do beside computing on its [`BACKENDS`]; names are never reused.
+const FEATURES: [&str; 4] = ["echo", "gguf", "safetensors", "queue-fd"];
 
 /// Version of the library that is running, as IFL_VERSION is of the header that the program was compiled
 /// with: major * 10000 + minor * 100 + patch.
@@ -23,8 +24,9 @@ pub extern "C" fn ifl_version() -> u32 {
     })
 }
 
-/// Whether this build of the library has a feature: "cpu" and "cuda" (backends), "echo" (the device without
-/// weights), "gguf" and "safetensors" (model formats), "queue-fd" (ifl_queue_fd).
+/// Whether this build of the library has a feature: "cpu" and "cuda" (backends; whether the machine has such a
+/// device is another question), "echo" (the device without weights), "gguf" and "safetensors" (model formats),
+/// "queue-fd" (ifl_queue_fd).
 ///
 /// - name: name of the feature, UTF-8.
 /// - name_len: its length in bytes, or IFL_NUL_TERMINATED.
@@ -34,6 +36,7 @@ pub extern "C" fn ifl_version() -> u32 {
 #[unsafe(no_mangle)]
 pub extern "C" fn ifl_has_feature(name: *const c_char, name_len: u64) -> u32 {
     guard_value(0, |caller| {
-        caller.text(name, name_len, "name").map_or(0, |name| u32::from(FEATURES.contains(&name)))
+        let has = |name: &str| FEATURES.contains(&name) || BACKENDS.contains(&name);
+        caller.text(name, name_len, "name").map_or(0, |name| u32::from(has(name)))
     })
 }

@@ -1,6 +1,5 @@
 //! From options to everything an engine needs: device, model, memory.
 
-use std::thread;
 use std::time::Duration;
 
 use crate::backend::cpu::Cpu;
@@ -14,6 +13,7 @@ use crate::engine::model::{self, CacheBudget, Target};
 use crate::engine::scheduler::SchedulerConfig;
 use crate::engine::sync::Arc;
 use crate::error::{Error, Result, Status};
+use crate::threads;
 use crate::token::Tokenizer;
 
 /// Tokens in a KV block where the options leave it open.
@@ -156,16 +156,15 @@ pub(super) fn plan(options: &EngineOptions) -> Result<MemoryPlan> {
 /// Runs `work` on a thread of its own and waits for it: a device's context becomes current in the thread that uses the
 /// device, and a host that uses the same driver has its own there. What needs no device runs right here.
 fn apart<T: Send>(options: &EngineOptions, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    const NAME: &str = "ifl-create";
+    /// As much as a host's first thread has.
+    const STACK_BYTES: usize = 8 << 20;
     if matches!(Device::parse(&options.device)?, Device::Cpu | Device::Echo(_)) {
         return work();
     }
-    thread::scope(|scope| {
-        let started = thread::Builder::new().name(NAME.to_owned()).spawn_scoped(scope, work);
-        let started = started
-            .map_err(|error| Error::new(Status::OutOfMemory, format!("starting thread {NAME}: {error}")))?;
-        started.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
+    let result = threads::run_on_stack("create", STACK_BYTES, work);
+    let result =
+        result.map_err(|error| Error::new(Status::OutOfMemory, format!("starting a thread: {error}")))?;
+    result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 fn load_here(options: &EngineOptions) -> Result<EngineParts> {
@@ -348,6 +347,8 @@ impl EngineFacts {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use super::*;
 
     fn options(device: &str) -> EngineOptions {

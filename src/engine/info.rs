@@ -72,6 +72,7 @@ pub struct ModelInfo {
     pub eos_tokens: Vec<u32>,
     /// Whether there is a chat template.
     pub has_chat_template: bool,
-    /// Device in use: `cpu` or `echo`.
+    /// Device in use: `cpu`, `echo`, or `cuda:0 (NVIDIA H100)`. Up to the first space it is what
+    /// [`crate::EngineOptions::device`] takes; the name in brackets is for people.
     pub device: String,
 }

@@ -33,13 +33,14 @@ pub use request::{Prompt, Request};
 
 use crate::config::{EngineOptions, LogLevel};
 use crate::engine::admission::{Admission, Admitted};
+use crate::engine::queue::Notice;
 use crate::engine::scheduler::Scheduler;
 use crate::engine::shared::Shared;
 use crate::engine::step::{Message, StepLoop};
 use crate::engine::stream::{Place, RequestStream, StreamParams};
+use crate::engine::sync::Arc;
 use crate::engine::sync::atomic::{AtomicU64, Ordering};
 use crate::engine::sync::mpsc::{Sender, channel};
-use crate::engine::sync::{Arc, Mutex, lock};
 use crate::engine::threads::Threads;
 use crate::error::{Error, Result, Status};
 use crate::token::{DecodeOptions, EncodeOptions, StreamDecoder, Tokenizer};
@@ -61,7 +62,7 @@ struct Inner {
     queue: Queue,
     next_id: AtomicU64,
     epoch: Instant,
-    threads: Mutex<Threads>,
+    threads: Threads,
 }
 
 impl Engine {
@@ -95,45 +96,38 @@ impl Engine {
             epoch,
         };
         let mut threads = Threads::new();
-        threads.spawn("ifl-output", {
+        threads.spawn("output", {
             let (shared, inbox) = (shared.clone(), inbox.clone());
             move || output::run(outputs, inbox, &shared)
         })?;
-        threads.spawn("ifl-worker", {
+        threads.spawn("worker", {
             let inbox = inbox.clone();
             move || worker::run(executor, commands, inbox)
         })?;
-        threads.spawn("ifl-scheduler", move || step_loop.run())?;
+        threads.spawn("scheduler", move || step_loop.run())?;
         let queue = make_queue(&shared, &inbox, facts.max_unread_tokens);
         shared
             .logger
             .log(LogLevel::Info, format_args!("engine ready on {}: {:?}", facts.info.device, facts.memory));
-        let inner = Inner {
-            shared,
-            facts,
-            inbox,
-            queue,
-            next_id: AtomicU64::new(1),
-            epoch,
-            threads: Mutex::new(threads),
-        };
+        let inner = Inner { shared, facts, inbox, queue, next_id: AtomicU64::new(1), epoch, threads };
         Ok(Engine { inner: Arc::new(inner) })
     }
 
-    /// Accepts a request and returns its id, or fails at once: [`Status::Busy`] where the queue is full, an
-    /// argument error where a value is not allowed. Tokenises in the calling thread.
+    /// Accepts a request and returns its id, or fails at once: [`Status::Busy`] where `max_queued_requests` run, wait,
+    /// or have ended and not been polled to their ends; an argument error where a value is not allowed. Tokenises in
+    /// the calling thread.
     pub fn enqueue(&self, request: Request) -> Result<RequestId> {
         let enqueued_at = Instant::now();
         let inner = &self.inner;
         inner.shared.while_open(|| Ok(()))?;
         let max_requests = inner.facts.max_queued_requests;
-        let place = Place::take(&inner.shared.num_open, max_requests).ok_or_else(|| {
+        let place = Place::take(&inner.shared.num_places_taken, max_requests).ok_or_else(|| {
             Error::new(
                 Status::Busy,
-                format!("{max_requests} requests are in flight or wait; poll and try again"),
+                format!("{max_requests} requests run, wait or have ended unread; poll and try again"),
             )
         })?;
-        if request.queue.as_ref().is_some_and(|queue| !inner.shared.owns_queue(queue)) {
+        if request.queue.as_ref().is_some_and(|queue| !queue.belongs_to(inner.shared.engine_id)) {
             return Err(Error::invalid_argument("the request's queue belongs to another engine"));
         }
         // An answer to a chat starts a text; any other output continues the prompt's.
@@ -142,10 +136,11 @@ impl Engine {
         let id = inner.next_id.fetch_add(1, Ordering::Relaxed);
         let Admitted { params, stops, min_tokens, user_data, queue } =
             inner.admission().admit(id, request, enqueued_at)?;
+        let queue = queue.unwrap_or_else(|| inner.queue.clone());
         let stream_params = StreamParams {
             id,
             user_data,
-            queue: queue.unwrap_or_else(|| inner.queue.clone()),
+            queue: queue.clone(),
             decoder: StreamDecoder::new(&inner.facts.tokenizer, decode_options),
             stops,
             min_tokens,
@@ -167,6 +162,10 @@ impl Engine {
             stream.disarm();
         }
         sent?;
+        if queue.is_abandoned() {
+            // It may have said so before the scheduler knew of the request. An engine that is closed has ended it.
+            let _ = self.cancel(id);
+        }
         inner.shared.num_accepted.fetch_add(1, Ordering::Relaxed);
         Ok(id)
     }
@@ -198,6 +197,8 @@ impl Engine {
     pub fn stats(&self) -> Stats {
         let Inner { shared, facts, .. } = &*self.inner;
         let counts = shared.counts();
+        // A request may end before the thread that enqueued it has counted it.
+        let num_finished = shared.num_finished.load(Ordering::Relaxed);
         let num_accepted = shared.num_accepted.load(Ordering::Relaxed);
         let num_blocks = u64::from(facts.scheduler.num_blocks);
         let num_free = counts.map_or(num_blocks, |counts| counts.num_blocks_free as u64);
@@ -207,8 +208,7 @@ impl Engine {
             num_prompt_tokens: counts.num_prompt_tokens,
             num_output_tokens: shared.num_output_tokens(),
             num_accepted,
-            // A request may end before the thread that enqueued it has counted it.
-            num_finished: shared.num_finished.load(Ordering::Acquire).min(num_accepted),
+            num_finished: num_finished.min(num_accepted),
             num_preemptions: counts.num_preemptions,
             num_waiting: counts.num_waiting as u64,
             num_running: counts.num_running as u64,
@@ -277,7 +277,7 @@ impl Inner {
         self.shared.close(closed());
         // A scheduler thread that is gone has ended every request already.
         let _ = self.inbox.send(Message::Close);
-        if !lock(&self.threads).join(CLOSE_LIMIT) {
+        if !self.threads.wait(CLOSE_LIMIT) {
             self.shared
                 .logger
                 .log(LogLevel::Warn, format_args!("a step outlasts the engine that was closed"));
@@ -287,7 +287,9 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.close();
+        if !self.threads.were_awaited() {
+            self.close();
+        }
     }
 }
 
@@ -297,9 +299,13 @@ fn closed() -> Error {
 
 fn make_queue(shared: &Arc<Shared>, inbox: &Sender<Message>, max_unread_tokens: usize) -> Queue {
     let inbox = inbox.clone();
-    let queue = Queue::new(max_unread_tokens, move |request, is_paused| {
-        // An engine that is gone has nothing left to pause.
-        let _ = inbox.send(Message::SetPaused(request, is_paused));
+    let queue = Queue::new(shared.engine_id, max_unread_tokens, move |request, notice| {
+        // An engine that is gone has ended every request already.
+        let _ = inbox.send(match notice {
+            Notice::Paused => Message::SetPaused(request, true),
+            Notice::Resumed => Message::SetPaused(request, false),
+            Notice::Abandoned => Message::Cancel(request),
+        });
     });
     shared.add_queue(&queue);
     queue

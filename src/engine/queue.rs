@@ -1,14 +1,14 @@
 //! Completion queues: where events wait for the host.
 
-use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::OnceLock;
+use std::collections::{BTreeSet, HashMap};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::engine::event::{Event, EventKind, Output, RequestId};
-use crate::engine::sync::{Arc, Condvar, Mutex, MutexGuard, Weak, lock};
+use crate::engine::stream::Place;
+use crate::engine::sync::{Arc, Condvar, Mutex, Weak, lock, wait, wait_timeout};
 use crate::error::{Error, Result, Status};
 
 /// A queue of events that any number of threads may poll. Cheap to clone. It may outlive its engine: what was
@@ -21,11 +21,11 @@ pub struct Queue {
 struct Shared {
     state: Mutex<State>,
     ready: Condvar,
-    /// Made when first asked for; readable while there are events or the queue is closed.
-    descriptor: OnceLock<OwnedFd>,
-    /// Tells the engine that a request's consumer is behind (`true`) or has caught up (`false`). "Behind" is told
-    /// under the lock, so that no poll can tell "caught up" before it.
-    set_paused: Box<dyn Fn(RequestId, bool) + Send + Sync>,
+    /// The engine that made it.
+    engine_id: u64,
+    /// Tells the engine about a request. Called under the lock, so that the engine hears everything in the order in
+    /// which it happened.
+    notify: Box<dyn Fn(RequestId, Notice) + Send + Sync>,
     /// Unread tokens of one request at which it is paused.
     max_unread_tokens: usize,
 }
@@ -33,10 +33,16 @@ struct Shared {
 #[derive(Default)]
 struct State {
     events: Vec<Event>,
+    /// Requests that have not ended.
+    open: BTreeSet<RequestId>,
+    /// Places of requests whose ends wait to be polled.
+    places: Vec<Place>,
     /// Per request with unread output: where its last output event stands, and how many tokens wait.
     unread: HashMap<RequestId, Unread>,
     /// Requests to resume at the next poll.
     paused: Vec<RequestId>,
+    /// Made when first asked for; readable while there are events or the queue is closed.
+    descriptor: Option<std::sync::Arc<OwnedFd>>,
     /// Why nothing more will come, once nothing will.
     closed: Option<Error>,
     /// The host has given the queue up; events are dropped.
@@ -46,6 +52,17 @@ struct State {
 struct Unread {
     event_index: usize,
     num_tokens: usize,
+}
+
+/// What a queue tells its engine about a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Notice {
+    /// Its consumer is behind.
+    Paused,
+    /// Its consumer has caught up.
+    Resumed,
+    /// Nobody will read it.
+    Abandoned,
 }
 
 /// What became of a push.
@@ -59,16 +76,17 @@ pub(super) enum Pushed {
 
 impl Queue {
     /// An empty queue that pauses a request when `max_unread_tokens` of it wait and resumes it when polled.
-    /// `set_paused` must not block and must not use the queue.
+    /// `notify` must not block and must not use the queue.
     pub(super) fn new(
+        engine_id: u64,
         max_unread_tokens: usize,
-        set_paused: impl Fn(RequestId, bool) + Send + Sync + 'static,
+        notify: impl Fn(RequestId, Notice) + Send + Sync + 'static,
     ) -> Self {
         let shared = Shared {
             state: Mutex::new(State::default()),
             ready: Condvar::new(),
-            descriptor: OnceLock::new(),
-            set_paused: Box::new(set_paused),
+            engine_id,
+            notify: Box::new(notify),
             max_unread_tokens,
         };
         Self { shared: Arc::new(shared) }
@@ -85,7 +103,6 @@ impl Queue {
                 return Err(error.clone());
             }
             state = match deadline {
-                None if timeout.is_some_and(|timeout| timeout.is_zero()) => return Ok(Vec::new()),
                 None => wait(&self.shared.ready, state),
                 Some(deadline) => {
                     let left = deadline.saturating_duration_since(Instant::now());
@@ -97,33 +114,54 @@ impl Queue {
             };
         }
         let events = std::mem::take(&mut state.events);
-        let paused = std::mem::take(&mut state.paused);
         state.unread.clear();
-        if state.closed.is_none() {
-            self.signal(false);
+        state.places.clear();
+        for request in std::mem::take(&mut state.paused) {
+            (self.shared.notify)(request, Notice::Resumed);
         }
-        drop(state);
-        paused.into_iter().for_each(|request| (self.shared.set_paused)(request, false));
+        if state.closed.is_none() {
+            state.signal(false);
+        }
         Ok(events)
     }
 
-    /// A descriptor that is readable while events wait or the queue is closed, for epoll and select. It belongs to
-    /// the queue: do not read from it, do not close it. Fails with [`crate::Status::OutOfMemory`] where the
-    /// process has no descriptors left.
-    pub fn borrow_fd(&self) -> Result<BorrowedFd<'_>> {
-        if let Some(descriptor) = self.shared.descriptor.get() {
-            return Ok(descriptor.as_fd());
+    /// A descriptor that is readable while events wait or the queue is closed, for epoll and select; do not read from
+    /// it. [`Queue::abandon`] closes it as far as nobody else holds it. Fails with [`crate::Status::OutOfMemory`]
+    /// where the process has no descriptors left, and with [`crate::Status::Closed`] after `abandon`.
+    pub fn descriptor(&self) -> Result<std::sync::Arc<OwnedFd>> {
+        let mut state = lock(&self.shared.state);
+        if state.is_abandoned {
+            return Err(destroyed());
         }
-        let state = lock(&self.shared.state);
-        if self.shared.descriptor.get().is_none() {
-            let descriptor = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|error| {
-                Error::new(Status::OutOfMemory, format!("eventfd for the queue: {error}"))
-            })?;
-            // Only this line sets it, and it runs under the lock.
-            let _ = self.shared.descriptor.set(descriptor);
-            self.signal(!state.events.is_empty() || state.closed.is_some());
+        if let Some(descriptor) = &state.descriptor {
+            return Ok(descriptor.clone());
         }
-        Ok(self.shared.descriptor.get().expect("just made").as_fd())
+        let descriptor = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|error| Error::new(Status::OutOfMemory, format!("eventfd for the queue: {error}")))?;
+        let descriptor = std::sync::Arc::new(descriptor);
+        state.descriptor = Some(descriptor.clone());
+        state.signal(!state.events.is_empty() || state.closed.is_some());
+        Ok(descriptor)
+    }
+
+    /// Whether the engine of this id made the queue.
+    pub(super) fn belongs_to(&self, engine_id: u64) -> bool {
+        self.shared.engine_id == engine_id
+    }
+
+    /// Notes a request whose events will come here.
+    pub(super) fn open(&self, request_id: RequestId) {
+        lock(&self.shared.state).open.insert(request_id);
+    }
+
+    /// Notes that a request will give no events after all.
+    pub(super) fn forget(&self, request_id: RequestId) {
+        lock(&self.shared.state).open.remove(&request_id);
+    }
+
+    /// Whether the host has given the queue up. Requests that were opened later than that are not cancelled.
+    pub(super) fn is_abandoned(&self) -> bool {
+        lock(&self.shared.state).is_abandoned
     }
 
     /// Adds output of a request, joined with the output of it that already waits.
@@ -150,52 +188,63 @@ impl Queue {
         let limit = self.shared.max_unread_tokens;
         if num_unread_before < limit && num_unread >= limit {
             state.paused.push(request_id);
-            (self.shared.set_paused)(request_id, true);
+            (self.shared.notify)(request_id, Notice::Paused);
         }
         Pushed::Accepted
     }
 
-    /// Adds an event that stands alone.
-    pub(super) fn push_event(&self, event: Event) {
+    /// Adds a request's last event. Its place stays taken until that is polled, so that the number of places bounds
+    /// what may wait here.
+    pub(super) fn push_last(&self, event: Event, place: Option<Place>) {
         let mut state = lock(&self.shared.state);
-        self.push(&mut state, event);
+        state.open.remove(&event.request_id);
+        if !state.is_abandoned {
+            state.places.extend(place);
+            self.push(&mut state, event);
+        }
     }
 
     fn push(&self, state: &mut State, event: Event) {
-        if state.is_abandoned {
-            return;
-        }
         state.events.push(event);
         if state.events.len() == 1 {
-            self.signal(true);
+            state.signal(true);
         }
         self.shared.ready.notify_one();
     }
 
-    /// Gives the queue up: what waits is dropped, and requests that still write to it are cancelled.
+    /// Gives the queue up: what waits is dropped, and requests whose events would come here are cancelled.
     pub fn abandon(&self) {
         let mut state = lock(&self.shared.state);
         state.is_abandoned = true;
         state.events.clear();
+        state.places.clear();
         state.unread.clear();
-        let paused = std::mem::take(&mut state.paused);
-        state.closed.get_or_insert(Error::new(Status::Closed, "the queue was destroyed"));
+        state.paused.clear();
+        state.descriptor = None;
+        for request in std::mem::take(&mut state.open) {
+            (self.shared.notify)(request, Notice::Abandoned);
+        }
+        state.closed.get_or_insert_with(destroyed);
         self.shared.ready.notify_all();
-        drop(state);
-        paused.into_iter().for_each(|request| (self.shared.set_paused)(request, false));
     }
 
     /// Nothing more will come; wakes everyone who waits.
     pub(super) fn close(&self, error: Error) {
         let mut state = lock(&self.shared.state);
         state.closed.get_or_insert(error);
-        self.signal(true);
+        state.signal(true);
         self.shared.ready.notify_all();
     }
 
+    pub(super) fn downgrade(&self) -> WeakQueue {
+        WeakQueue(Arc::downgrade(&self.shared))
+    }
+}
+
+impl State {
     /// Makes the descriptor readable or not; does nothing where nobody asked for one.
     fn signal(&self, is_readable: bool) {
-        if let Some(descriptor) = self.shared.descriptor.get() {
+        if let Some(descriptor) = &self.descriptor {
             // A full or an empty counter is already in the state that is wanted.
             let _ = match is_readable {
                 true => rustix::io::write(descriptor, &1u64.to_ne_bytes()),
@@ -203,10 +252,10 @@ impl Queue {
             };
         }
     }
+}
 
-    pub(super) fn downgrade(&self) -> WeakQueue {
-        WeakQueue(Arc::downgrade(&self.shared))
-    }
+fn destroyed() -> Error {
+    Error::new(Status::Closed, "the queue was destroyed")
 }
 
 /// A queue that may be gone.
@@ -220,27 +269,10 @@ impl WeakQueue {
     pub(super) fn is_alive(&self) -> bool {
         self.0.strong_count() > 0
     }
-
-    /// Whether it is `queue`.
-    pub(super) fn is(&self, queue: &Queue) -> bool {
-        std::ptr::eq(self.0.as_ptr(), Arc::as_ptr(&queue.shared))
-    }
 }
 
 impl std::fmt::Debug for Queue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Queue").field("num_events", &lock(&self.shared.state).events.len()).finish()
     }
-}
-
-fn wait<'a>(ready: &Condvar, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-    ready.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-fn wait_timeout<'a>(
-    ready: &Condvar,
-    state: MutexGuard<'a, State>,
-    timeout: Duration,
-) -> MutexGuard<'a, State> {
-    ready.wait_timeout(state, timeout).unwrap_or_else(std::sync::PoisonError::into_inner).0
 }

@@ -12,8 +12,10 @@ use crate::error::{Error, Result, Status};
 /// Counters, the door for new requests, and the queues to close at the end.
 pub(super) struct Shared {
     pub(super) logger: Logger,
-    /// Requests that hold a place: accepted and not ended, or about to be accepted.
-    pub(super) num_open: Arc<AtomicU64>,
+    /// Which engine of this process it is.
+    pub(super) engine_id: u64,
+    /// Requests accepted and not read to their ends; see [`crate::engine::stream::Place`].
+    pub(super) num_places_taken: Arc<AtomicU64>,
     pub(super) num_accepted: AtomicU64,
     pub(super) num_finished: Arc<AtomicU64>,
     num_steps: AtomicU64,
@@ -26,9 +28,12 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn new(logger: Logger) -> Self {
+        // Not the model checker's: a number that is never used again orders nothing.
+        static NEXT_ENGINE_ID: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
         Self {
             logger,
-            num_open: Arc::new(AtomicU64::new(0)),
+            engine_id: NEXT_ENGINE_ID.fetch_add(1, Ordering::Relaxed),
+            num_places_taken: Arc::new(AtomicU64::new(0)),
             num_accepted: AtomicU64::new(0),
             num_finished: Arc::new(AtomicU64::new(0)),
             num_steps: AtomicU64::new(0),
@@ -59,11 +64,6 @@ impl Shared {
         let mut queues = lock(&self.queues);
         queues.retain(WeakQueue::is_alive);
         queues.push(queue.downgrade());
-    }
-
-    /// Whether `queue` was made by this engine.
-    pub(super) fn owns_queue(&self, queue: &Queue) -> bool {
-        lock(&self.queues).iter().any(|known| known.is(queue))
     }
 
     /// Tells every poller that nothing more will come.

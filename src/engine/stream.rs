@@ -16,7 +16,7 @@ use crate::engine::sync::atomic::{AtomicU64, Ordering};
 use crate::error::{Error, Status};
 use crate::token::{StopMatcher, StreamDecoder};
 
-/// A place in the bounded queue of accepted requests; dropping it frees the place.
+/// A place among the requests that may be accepted and not yet read to their ends; dropping it frees the place.
 pub(super) struct Place {
     num_taken: Arc<AtomicU64>,
 }
@@ -48,7 +48,7 @@ pub(super) struct StreamParams {
     pub(super) min_tokens: u32,
     pub(super) num_prompt_tokens: u32,
     pub(super) enqueued_at: Instant,
-    /// Streams that have ended, counted together with the engine's others.
+    /// Counts ends.
     pub(super) num_finished: Arc<AtomicU64>,
     pub(super) logger: Logger,
 }
@@ -56,7 +56,7 @@ pub(super) struct StreamParams {
 /// See the module's description.
 pub(super) struct RequestStream {
     params: StreamParams,
-    /// Given up just before the terminal event, so that whoever sees that event finds the place free.
+    /// Goes with the terminal event to the queue, so that whoever has polled that event finds the place free.
     place: Option<Place>,
     has_matched_stop: bool,
     num_output_tokens: u32,
@@ -77,6 +77,7 @@ pub(super) enum Taken {
 
 impl RequestStream {
     pub(super) fn new(params: StreamParams, place: Place) -> Self {
+        params.queue.open(params.id);
         Self {
             params,
             place: Some(place),
@@ -127,6 +128,7 @@ impl RequestStream {
     /// Gives the stream up without any event; for requests that were not accepted after all.
     pub(super) fn disarm(mut self) {
         self.is_finished = true;
+        self.params.queue.forget(self.params.id);
     }
 
     /// Passes `text` through the stop strings.
@@ -149,8 +151,6 @@ impl RequestStream {
             return;
         }
         let (reason, error) = self.release_text(reason, error);
-        self.params.num_finished.fetch_add(1, Ordering::AcqRel);
-        self.place = None;
         self.timings.total_us = self.elapsed_us();
         let finished = Finished {
             reason,
@@ -166,11 +166,14 @@ impl RequestStream {
                 self.params.id, self.num_output_tokens, self.timings.total_us
             ),
         );
-        self.params.queue.push_event(Event {
+        // Before the event, so that whoever sees that finds it counted.
+        self.params.num_finished.fetch_add(1, Ordering::Relaxed);
+        let event = Event {
             request_id: self.params.id,
             user_data: self.params.user_data,
             kind: EventKind::Finished(finished),
-        });
+        };
+        self.params.queue.push_last(event, self.place.take());
     }
 
     /// Lets out what is held back and says how the request then ends: where a stop string matches now, the output
@@ -227,7 +230,7 @@ pub(super) mod tests {
 
     /// A stream of the echo device's vocabulary, and the queue that it writes to.
     pub(in crate::engine) fn stream(id: RequestId, stops: Option<StopMatcher>) -> (RequestStream, Queue) {
-        let queue = Queue::new(1000, |_, _| {});
+        let queue = Queue::new(1, 1000, |_, _| {});
         let params = StreamParams {
             id,
             user_data: 0,

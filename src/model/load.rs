@@ -13,6 +13,7 @@ use crate::model::error::{ModelError, ModelResult};
 use crate::model::origin::{Chunk, Origin};
 use crate::model::spec::{ModelSpec, Orientation, OutputHead};
 use crate::model::weights::{Part, Source, Weights};
+use crate::threads;
 
 /// More threads than this read no faster.
 const DEFAULT_THREADS_MAX: usize = 16;
@@ -83,7 +84,7 @@ pub fn load<B: Backend>(
 fn thread_pool(num_threads: usize) -> Result<rayon::ThreadPool> {
     let num_cores = || std::thread::available_parallelism().map_or(1, usize::from);
     let num_threads = if num_threads > 0 { num_threads } else { num_cores().min(DEFAULT_THREADS_MAX) };
-    rayon::ThreadPoolBuilder::new().num_threads(num_threads).build().map_err(|error| {
+    threads::pool("load", num_threads).map_err(|error| {
         Error::new(Status::OutOfMemory, format!("threads for loading could not be started: {error}"))
     })
 }

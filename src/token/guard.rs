@@ -2,9 +2,9 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::thread;
 
 use crate::error::{Error, Result, Status};
+use crate::threads::run_on_stack;
 
 /// Stack of [`on_own_stack`]: enough for the deepest nesting that the template limits allow, so that it does
 /// not matter how small the stack of the host's thread is. Only touched pages cost memory.
@@ -12,8 +12,9 @@ const STACK_BYTES: usize = 16 << 20;
 
 /// Runs `work` and turns a panic in it into an error of `status` that names `what` was being done.
 ///
-/// The process's panic hook still runs, and by default prints to standard error: replacing it would change
-/// the host. So the callers check what is known to panic beforehand, and this is what remains.
+/// The process's panic hook still runs. The C ABI's keeps quiet about panics of this library; the default one, which
+/// a host in Rust may have, prints to standard error. So the callers check what is known to panic beforehand, and
+/// this is what remains.
 ///
 /// The work may leave its own data half-changed, so nothing that it touched mutably is used after a panic.
 pub(crate) fn contain<T>(status: Status, what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
@@ -29,14 +30,9 @@ pub(crate) fn on_own_stack<T: Send>(
     what: &str,
     work: impl FnOnce() -> Result<T> + Send,
 ) -> Result<T> {
-    thread::scope(|scope| {
-        let worker = thread::Builder::new()
-            .name("inflight-text".to_owned())
-            .stack_size(STACK_BYTES)
-            .spawn_scoped(scope, || contain(status, what, work))
-            .map_err(|error| Error::new(Status::OutOfMemory, format!("{what}: no thread: {error}")))?;
-        worker.join().unwrap_or_else(|_| Err(Error::internal(format!("{what}: thread ended early"))))
-    })
+    run_on_stack("text", STACK_BYTES, || contain(status, what, work))
+        .map_err(|error| Error::new(Status::OutOfMemory, format!("{what}: no thread: {error}")))?
+        .unwrap_or_else(|_| Err(Error::internal(format!("{what}: thread ended early"))))
 }
 
 fn panic_text(payload: &(dyn Any + Send)) -> &str {

@@ -34,11 +34,19 @@ TEST(a_destroyed_queue_cancels_its_requests);
 TEST(stale_handles_are_errors);
 TEST(close_ends_requests_and_can_be_drained);
 TEST(destroy_ends_what_is_in_flight);
+TEST(close_lets_pollers_drain);
 TEST(engines_are_independent);
 TEST(log_lines_reach_the_host);
 TEST(a_forked_child_is_refused);
 TEST(eight_threads_at_once);
 TEST(destroy_under_fire);
+/* abi_shutdown.c */
+TEST(a_long_step_delays_nobody_for_two_seconds);
+TEST(no_log_line_begins_after_destroy);
+TEST(a_destroyed_queue_has_closed_its_descriptor);
+TEST(requests_of_a_destroyed_queue_do_not_wait_for_their_turn);
+TEST(what_is_not_polled_stays_bounded);
+TEST(signals_are_left_to_the_host);
 
 static const struct {
     const char *name;
@@ -70,11 +78,18 @@ static const struct {
     ENTRY(stale_handles_are_errors)
     ENTRY(close_ends_requests_and_can_be_drained)
     ENTRY(destroy_ends_what_is_in_flight)
+    ENTRY(close_lets_pollers_drain)
     ENTRY(engines_are_independent)
     ENTRY(log_lines_reach_the_host)
     ENTRY(a_forked_child_is_refused)
     ENTRY(eight_threads_at_once)
     ENTRY(destroy_under_fire)
+    ENTRY(a_long_step_delays_nobody_for_two_seconds)
+    ENTRY(no_log_line_begins_after_destroy)
+    ENTRY(a_destroyed_queue_has_closed_its_descriptor)
+    ENTRY(requests_of_a_destroyed_queue_do_not_wait_for_their_turn)
+    ENTRY(what_is_not_polled_stays_bounded)
+    ENTRY(signals_are_left_to_the_host)
 };
 
 static int is_wanted(const char *name, int num_names, char **names)

@@ -252,8 +252,18 @@ namespace Inflight.Tests
                     Expect.That(busy.Status == Status.Busy && busy.IsRetryable, busy);
                     Expect.Equal(Category.Resource, busy.Category);
                 }
-                Open.WaitUntilIdle(engine);
-                Answer.Of(engine, new Request { Prompt = Prompt.Text("x") });
+                Expect.Soon("the poller has made room", () =>
+                {
+                    try
+                    {
+                        Answer.Of(engine, new Request { Prompt = Prompt.Text("x") });
+                        return true;
+                    }
+                    catch (InflightException failure) when (failure.Status == Status.Busy)
+                    {
+                        return false;
+                    }
+                });
             }
         }
 

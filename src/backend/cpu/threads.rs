@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result, Status};
+use crate::threads::spawn;
 
 /// How long a worker spins before it parks.
 const SPIN: Duration = Duration::from_micros(100);
@@ -94,14 +95,11 @@ impl Threads {
         let mut threads = Self { shared, workers: Vec::new(), handles: Vec::new() };
         for worker_index in 0..num_workers {
             let shared = threads.shared.clone();
-            let worker = std::thread::Builder::new()
-                .name(format!("inflight-cpu-{}", worker_index + 1))
-                .spawn(move || shared.work(worker_index))
-                .map_err(|error| {
-                    let message =
-                        format!("cannot start thread {} of {num_threads}: {error}", worker_index + 2);
-                    Error::new(Status::DeviceUnavailable, message)
-                })?;
+            let name = format!("cpu-{}", worker_index + 1);
+            let worker = spawn(&name, move || shared.work(worker_index)).map_err(|error| {
+                let message = format!("cannot start thread {} of {num_threads}: {error}", worker_index + 2);
+                Error::new(Status::DeviceUnavailable, message)
+            })?;
             threads.handles.push(worker.thread().clone());
             threads.workers.push(worker);
         }

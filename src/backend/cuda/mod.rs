@@ -59,6 +59,7 @@ use super::{
     SlotState,
 };
 use crate::error::{Error, Result, Status};
+use crate::threads::with_signals_blocked;
 
 /// Memory that operations share: partial results of attention, or gathered rows for the logits.
 const SCRATCH_BYTES: u64 = 32 << 20;
@@ -134,7 +135,8 @@ impl Cuda {
     /// Opens device `ordinal`, in the driver's order, and resolves every kernel.
     pub fn new(ordinal: u32) -> Result<Cuda> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
-        let gpu = Gpu::open(ordinal)?;
+        // The driver starts threads of its own.
+        let gpu = with_signals_blocked(|| Gpu::open(ordinal))?;
         let cublas = CublasLt::open()?;
         let fail = |error: BackendError| {
             let message = format!("CUDA device {ordinal} ({}): {error}", gpu.name());

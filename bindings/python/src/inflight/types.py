@@ -40,7 +40,7 @@ class EngineLimits(TypedDict, total=False):
     num_threads: int
     """Compute threads of the CPU backend."""
     max_queued_requests: int
-    """Requests that can be accepted and not yet ended; one more raises BusyError."""
+    """Requests that can be accepted and not yet read to their ends; one more raises BusyError."""
     max_unread_tokens: int
     """Tokens of one request that may wait to be read before that request is paused."""
 
