@@ -150,7 +150,8 @@ pub enum RopeScaling {
         /// Divisor, above 0.
         factor: f64,
     },
-    /// Base raised for contexts past the original (`dynamic` NTK, applied at the longest context that the engine takes).
+    /// Base raised for contexts past the original (`dynamic` NTK, applied at the longest context that the engine
+    /// takes).
     DynamicNtk {
         /// Stretch, above 0.
         factor: f64,
