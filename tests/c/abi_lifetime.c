@@ -189,21 +189,30 @@ static void *poll_to_the_end(void *argument)
     return NULL;
 }
 
+/* An engine with `num` requests in flight, and a thread that polls it to the end. */
+static pthread_t start_polling(poller *self, uint64_t num)
+{
+    ifl_request request = slow_request();
+    pthread_t thread;
+
+    self->engine = make_echo("echo:1000", NULL);
+    self->answers = make_answers(num);
+    self->num_answers = num;
+    for (request.user_data = 0; request.user_data < num; request.user_data++)
+        CHECK(ifl_engine_enqueue(self->engine, &request, NULL, NULL) == IFL_OK);
+    CHECK(pthread_create(&thread, NULL, poll_to_the_end, self) == 0);
+    sleep_ms(50);
+    return thread;
+}
+
 TEST(destroy_ends_what_is_in_flight)
 {
     enum { NUM = 10 };
-    ifl_request request = slow_request();
     poller self;
     pthread_t thread;
     int64_t start;
 
-    self.engine = make_echo("echo:1000", NULL);
-    self.answers = make_answers(NUM);
-    self.num_answers = NUM;
-    for (request.user_data = 0; request.user_data < NUM; request.user_data++)
-        CHECK(ifl_engine_enqueue(self.engine, &request, NULL, NULL) == IFL_OK);
-    CHECK(pthread_create(&thread, NULL, poll_to_the_end, &self) == 0);
-    sleep_ms(50);
+    thread = start_polling(&self, NUM);
     start = now_ms();
     ifl_engine_destroy(self.engine);
     CHECK(now_ms() - start < 2000);
@@ -216,18 +225,11 @@ TEST(destroy_ends_what_is_in_flight)
 TEST(close_lets_pollers_drain)
 {
     enum { NUM = 10 };
-    ifl_request request = slow_request();
     poller self;
     pthread_t thread;
     uint64_t i;
 
-    self.engine = make_echo("echo:1000", NULL);
-    self.answers = make_answers(NUM);
-    self.num_answers = NUM;
-    for (request.user_data = 0; request.user_data < NUM; request.user_data++)
-        CHECK(ifl_engine_enqueue(self.engine, &request, NULL, NULL) == IFL_OK);
-    CHECK(pthread_create(&thread, NULL, poll_to_the_end, &self) == 0);
-    sleep_ms(50);
+    thread = start_polling(&self, NUM);
     CHECK(ifl_engine_close(self.engine, NULL) == IFL_OK);
     CHECK(pthread_join(thread, NULL) == 0);
     CHECK(self.end == IFL_CLOSED);
