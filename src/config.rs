@@ -91,7 +91,7 @@ pub struct EngineOptions {
     pub spec_path: Option<PathBuf>,
     /// Make the weights up from this seed instead of reading them, with bytes for a tokenizer: for benchmarks.
     pub random_weights: Option<u64>,
-    /// `auto` (the first CUDA device, or where none can be used the CPU), `cpu`, `cuda`, `cuda:0`, `cuda:0,1`, or
+    /// `auto` (CUDA device 0, or where it cannot be used the CPU), `cpu`, `cuda`, `cuda:0`, `cuda:0,1`, or
     /// `echo` (no weights: returns the prompt).
     pub device: String,
     /// Weight dtype.

@@ -512,7 +512,7 @@ pub trait Backend: Send + 'static {
 
     /// `out[r]` = the sum of `weight(e) * expert_e(input[r])` over the experts that row `r` of `products`, the
     /// router's `[rows, num_experts]` in f32, chooses, plus the shared expert's result.
-    /// A backend without [`Feature::Experts`] need not have it.
+    /// A backend that denies every [`Feature::Experts`] need not have it.
     fn mix_experts(
         &mut self,
         _input: &Self::Tensor,

@@ -268,8 +268,8 @@ pub extern "C" fn ifl_engine_plan(
 ///
 /// Threads: any, at any time. Never waits for the model; the prompt is tokenised on the calling thread.
 /// Errors: IFL_BUSY (poll, then try again); IFL_INVALID_ARGUMENT, IFL_INVALID_STRUCT_SIZE, IFL_INVALID_UTF8,
-/// IFL_PROMPT_TOO_LONG, IFL_UNSUPPORTED, IFL_TEMPLATE_FAILED; IFL_INVALID_HANDLE, IFL_FORKED; IFL_CLOSED or
-/// IFL_DEVICE_LOST. Since 0.1.0.
+/// IFL_PROMPT_TOO_LONG, IFL_UNSUPPORTED, IFL_TEMPLATE_FAILED; IFL_INVALID_HANDLE, IFL_FORKED; IFL_CLOSED, or
+/// what ended the engine, such as IFL_DEVICE_LOST. Since 0.1.0.
 #[unsafe(no_mangle)]
 pub extern "C" fn ifl_engine_enqueue(
     engine: *mut ifl_engine,

@@ -62,10 +62,10 @@ pub struct ifl_engine_options {
     pub model: *const c_char,
     /// Length of model in bytes, or IFL_NUL_TERMINATED, the default.
     pub model_len: u64,
-    /// "auto" (the default: the first CUDA device that can be used, or else the CPU), "cpu", "cuda", "cuda:0",
-    /// "cuda:0,1" (more than one: not supported yet), or "echo", which needs no model and answers with the
-    /// prompt, byte for byte, and an end-of-sequence token without text ("echo:1000": 1000 microseconds a
-    /// step).
+    /// "auto" (the default: CUDA device 0, or where it cannot be used the CPU; one whose memory is taken is an
+    /// error), "cpu", "cuda", "cuda:0", "cuda:0,1" (more than one: not supported yet), or "echo", which needs no
+    /// model and answers with the prompt, byte for byte, and an end-of-sequence token without text ("echo:1000":
+    /// 1000 microseconds a step).
     pub device: *const c_char,
     /// Length of device in bytes, or IFL_NUL_TERMINATED, the default.
     pub device_len: u64,

@@ -32,7 +32,7 @@ pub struct ifl_queue {
 ///
 /// Threads: any, at any time.
 /// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_HANDLE, IFL_FORKED; IFL_CLOSED, or what ended the engine
-/// (IFL_DEVICE_LOST, IFL_INTERNAL), once it has ended. Since 0.1.0.
+/// (such as IFL_DEVICE_LOST), once it has ended. Since 0.1.0.
 #[unsafe(no_mangle)]
 pub extern "C" fn ifl_queue_create(
     engine: *mut ifl_engine,

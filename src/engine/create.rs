@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::backend::cpu::Cpu;
 #[cfg(feature = "cuda")]
-use crate::backend::cuda::Cuda;
+use crate::backend::cuda::{Cuda, HostContext};
 use crate::config::{DTypeChoice, EngineOptions, LogLevel};
 use crate::engine::echo::EchoExecutor;
 use crate::engine::executor::Executor;
@@ -13,7 +13,6 @@ use crate::engine::model::{self, CacheBudget, Target};
 use crate::engine::scheduler::SchedulerConfig;
 use crate::engine::sync::Arc;
 use crate::error::{Error, Result, Status};
-use crate::threads;
 use crate::token::Tokenizer;
 
 /// Tokens in a KV block where the options leave it open.
@@ -43,7 +42,7 @@ pub struct EngineFacts {
     pub memory: MemoryPlan,
     /// What hosts may ask for.
     pub info: ModelInfo,
-    /// Requests accepted and not ended, at most.
+    /// Requests accepted and not polled to their ends, at most.
     pub max_queued_requests: u64,
     /// Tokens of one request that may wait for its consumer.
     pub max_unread_tokens: usize,
@@ -52,7 +51,7 @@ pub struct EngineFacts {
 /// A device name, understood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Device {
-    /// The first CUDA device, or where there is none the CPU.
+    /// CUDA device 0, or where it cannot be used the CPU.
     Auto,
     Cpu,
     /// The driver's device of this index.
@@ -91,6 +90,22 @@ impl Device {
             ))),
         }
     }
+}
+
+/// There is no context to keep without the backend.
+#[cfg(not(feature = "cuda"))]
+struct HostContext;
+
+#[cfg(not(feature = "cuda"))]
+impl HostContext {
+    fn keep() -> Self {
+        Self
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+impl Drop for HostContext {
+    fn drop(&mut self) {}
 }
 
 /// A device that has been chosen.
@@ -143,31 +158,15 @@ impl Chosen {
     }
 }
 
+/// Keeps the calling thread's CUDA context what it is until the result is dropped: engines are created and planned on
+/// a thread of the host's, which may use CUDA itself. Devices without CUDA leave its driver alone.
+pub(super) fn keep_host_context(options: &EngineOptions) -> Option<impl Drop + use<>> {
+    let uses_cuda = matches!(Device::parse(&options.device), Ok(Device::Auto | Device::Cuda(_)));
+    uses_cuda.then(HostContext::keep)
+}
+
 /// Loads what `options` name.
 pub(super) fn load(options: &EngineOptions) -> Result<EngineParts> {
-    apart(options, || load_here(options))
-}
-
-/// Computes what [`load`] would reserve.
-pub(super) fn plan(options: &EngineOptions) -> Result<MemoryPlan> {
-    apart(options, || plan_here(options))
-}
-
-/// Runs `work` on a thread of its own and waits for it: a device's context becomes current in the thread that uses the
-/// device, and a host that uses the same driver has its own there. What needs no device runs right here.
-fn apart<T: Send>(options: &EngineOptions, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    /// As much as a host's first thread has.
-    const STACK_BYTES: usize = 8 << 20;
-    if matches!(Device::parse(&options.device)?, Device::Cpu | Device::Echo(_)) {
-        return work();
-    }
-    let result = threads::run_on_stack("create", STACK_BYTES, work);
-    let result =
-        result.map_err(|error| Error::new(Status::OutOfMemory, format!("starting a thread: {error}")))?;
-    result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-}
-
-fn load_here(options: &EngineOptions) -> Result<EngineParts> {
     let (device, options) = settle(options)?;
     let options = &options;
     match device {
@@ -178,7 +177,8 @@ fn load_here(options: &EngineOptions) -> Result<EngineParts> {
     }
 }
 
-fn plan_here(options: &EngineOptions) -> Result<MemoryPlan> {
+/// Computes what [`load`] would reserve.
+pub(super) fn plan(options: &EngineOptions) -> Result<MemoryPlan> {
     let (device, options) = settle(options)?;
     let options = &options;
     match device {
@@ -342,31 +342,5 @@ impl EngineFacts {
             max_queued_requests: options.max_queued_requests as u64,
             max_unread_tokens: options.max_unread_tokens,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::thread;
-
-    use super::*;
-
-    fn options(device: &str) -> EngineOptions {
-        EngineOptions { device: device.to_owned(), ..EngineOptions::new("model") }
-    }
-
-    #[test]
-    fn work_on_a_card_does_not_touch_the_calling_thread() {
-        let caller = thread::current().id();
-        let runs_here = |device| apart(&options(device), || Ok(thread::current().id() == caller)).unwrap();
-        assert!(!runs_here("auto") && !runs_here("cuda:0"));
-        assert!(runs_here("cpu") && runs_here("echo"));
-    }
-
-    #[test]
-    fn a_panic_there_is_the_callers() {
-        let work = || -> Result<()> { panic!("out of order") };
-        let panic = std::panic::catch_unwind(|| apart(&options("auto"), work)).unwrap_err();
-        assert_eq!(panic.downcast_ref::<&str>(), Some(&"out of order"));
     }
 }

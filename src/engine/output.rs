@@ -25,32 +25,35 @@ pub(super) enum OutputMessage {
 
 /// Runs until the scheduler thread is gone, then closes the queues.
 pub(super) fn run(messages: Receiver<OutputMessage>, scheduler: Sender<Message>, shared: &Shared) {
-    contain(&messages, &scheduler, shared, || serve(&messages, scheduler.clone()));
+    let mut output = Output { streams: HashMap::new(), scheduler };
+    contain(&messages, &mut output, shared, |output| serve(&messages, output));
     shared.close_queues();
 }
 
-/// Runs `serve`. A panic in there is a defect that ends the engine: the scheduler must not go on for requests that
-/// nobody answers. Until it has hung up its messages are dropped, and with them the streams, which ends them.
+/// Runs `serve`. A panic in there is a defect that ends the engine, and every request with that error: the scheduler
+/// must not go on for requests that nobody answers. Requests come in until it has hung up.
 fn contain(
     messages: &Receiver<OutputMessage>,
-    scheduler: &Sender<Message>,
+    output: &mut Output,
     shared: &Shared,
-    serve: impl FnOnce(),
+    serve: impl FnOnce(&mut Output),
 ) {
-    if let Err(payload) = catch_unwind(AssertUnwindSafe(serve)) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| serve(output))) {
         let error = Error::internal(format!("the output thread panicked: {}", panic_text(payload.as_ref())));
         shared.logger.log(LogLevel::Error, format_args!("the engine ends: {error}"));
-        shared.close(error);
-        let _ = scheduler.send(Message::Close);
+        shared.close(error.clone());
+        output.tell(Message::Close);
+        output.end_all(&error);
         while let Ok(message) = messages.recv() {
-            drop(message);
+            if let OutputMessage::Open(stream) = message {
+                stream.finish(FinishReason::Error, Some(error.clone()));
+            }
         }
     }
 }
 
 /// Streams that are left at the end end themselves.
-fn serve(messages: &Receiver<OutputMessage>, scheduler: Sender<Message>) {
-    let mut output = Output { streams: HashMap::new(), scheduler };
+fn serve(messages: &Receiver<OutputMessage>, output: &mut Output) {
     while let Ok(message) = messages.recv() {
         match message {
             OutputMessage::Open(stream) => {
@@ -59,11 +62,7 @@ fn serve(messages: &Receiver<OutputMessage>, scheduler: Sender<Message>) {
             OutputMessage::Outcomes(outcomes) => {
                 outcomes.into_iter().for_each(|outcome| output.take(outcome))
             }
-            OutputMessage::Close(error) => {
-                for (_, stream) in output.streams.drain() {
-                    stream.finish(FinishReason::Error, Some(error.clone()));
-                }
-            }
+            OutputMessage::Close(error) => output.end_all(&error),
         }
     }
 }
@@ -115,6 +114,12 @@ impl Output {
         }
     }
 
+    fn end_all(&mut self, error: &Error) {
+        for (_, stream) in self.streams.drain() {
+            stream.finish(FinishReason::Error, Some(error.clone()));
+        }
+    }
+
     /// A scheduler that is gone has ended every request already.
     fn tell(&self, message: Message) {
         let _ = self.scheduler.send(message);
@@ -158,16 +163,26 @@ mod tests {
 
     #[test]
     fn a_panic_of_the_thread_ends_the_engine_and_every_request() {
-        let (stream, queue) = stream(1, None);
+        let (early, early_queue) = stream(1, None);
+        let (late, late_queue) = stream(2, None);
         let (sender, messages) = channel();
-        let (to_scheduler, inbox) = channel();
-        sender.send(OutputMessage::Open(Box::new(stream))).unwrap();
+        let (scheduler, inbox) = channel();
+        sender.send(OutputMessage::Open(Box::new(early))).unwrap();
+        sender.send(OutputMessage::Open(Box::new(late))).unwrap();
         drop(sender);
         let shared = Shared::new(Logger::default());
-        contain(&messages, &to_scheduler, &shared, || panic!("a defect"));
+        let mut output = Output { streams: HashMap::new(), scheduler };
+        contain(&messages, &mut output, &shared, |output| {
+            let Ok(OutputMessage::Open(stream)) = messages.recv() else { unreachable!("it was sent") };
+            output.streams.insert(stream.id(), stream);
+            panic!("a defect");
+        });
         assert!(matches!(inbox.recv(), Ok(Message::Close)), "the scheduler is told");
         let error = shared.while_open(|| Ok(())).unwrap_err();
         assert_eq!(error.message(), "the output thread panicked: a defect");
-        assert_eq!(end(&queue).expect("the request has ended").reason, FinishReason::Error);
+        for queue in [early_queue, late_queue] {
+            let finished = end(&queue).expect("the request has ended");
+            assert_eq!(finished.error.unwrap().status(), Status::Internal);
+        }
     }
 }

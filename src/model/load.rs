@@ -56,19 +56,15 @@ pub fn load<B: Backend>(
     options: &LoadOptions<'_>,
 ) -> Result<Weights<B::Tensor>> {
     let plan = Weights::plan_stored(spec, &spec.stored_by(backend), dtype);
-    let progress = Reporter::start(options.progress, plan.num_bytes())?;
-    let mut sources = Vec::new();
-    let Ok(places) = plan.try_map(&mut |source| {
-        sources.push(source);
-        Ok::<_, Infallible>(())
-    });
+    let mut progress = Reporter::start(options.progress, plan.num_bytes())?;
+    let (places, sources) = take_sources(plan);
     let origins = match checkpoint {
         Checkpoint::Random(description) => Origin::made_up(&sources, description.seed()),
         Checkpoint::Directory(_) | Checkpoint::Gguf(_) => {
             let table = checkpoint.weights()?;
             check_tensors(spec, &sources, table)
                 .map_err(Error::from)
-                .and_then(|()| check_tied_head(spec, table))
+                .and_then(|()| check_tied_head(spec, table, &mut progress))
                 .map_err(|error| error.context(checkpoint.path().display()))?;
             Origin::in_checkpoint(&sources, table)
         }
@@ -79,6 +75,16 @@ pub fn load<B: Backend>(
     chunks.iter().try_for_each(|chunk| target.take(chunk))?;
     let mut tensors = target.tensors.into_iter();
     places.try_map(&mut |()| tensors.next().ok_or_else(|| Error::internal("a parameter has no rows")))
+}
+
+/// The sources of a plan in its order, and their places.
+fn take_sources(plan: Weights<Source>) -> (Weights<()>, Vec<Source>) {
+    let mut sources = Vec::new();
+    let Ok(places) = plan.try_map(&mut |source| {
+        sources.push(source);
+        Ok::<_, Infallible>(())
+    });
+    (places, sources)
 }
 
 fn thread_pool(num_threads: usize) -> Result<rayon::ThreadPool> {
@@ -93,11 +99,7 @@ fn thread_pool(num_threads: usize) -> Result<rayon::ThreadPool> {
 /// and types right. Reads headers alone. Weights that are not there or made up are right.
 pub fn check_weights(spec: &ModelSpec, checkpoint: &Checkpoint) -> Result<()> {
     let Ok(table) = checkpoint.weights() else { return Ok(()) };
-    let mut sources = Vec::new();
-    let Ok(_) = Weights::plan(spec, DType::F32).try_map(&mut |source| {
-        sources.push(source);
-        Ok::<_, Infallible>(())
-    });
+    let (_, sources) = take_sources(Weights::plan(spec, DType::F32));
     check_tensors(spec, &sources, table)
         .map_err(|error| Error::from(error).context(checkpoint.path().display()))
 }
@@ -138,8 +140,8 @@ fn tied_head(spec: &ModelSpec) -> Option<&str> {
 }
 
 /// A tied head may stand in the checkpoint as a copy of the embedding. One that differs must not be left out in
-/// silence.
-fn check_tied_head(spec: &ModelSpec, table: &TensorTable) -> Result<()> {
+/// silence. Loading may be aborted meanwhile.
+fn check_tied_head(spec: &ModelSpec, table: &TensorTable, progress: &mut Reporter<'_>) -> Result<()> {
     const CHUNK_BYTES: u64 = 1 << 20;
     let Some(head) = tied_head(spec).and_then(|name| table.get(name)) else { return Ok(()) };
     let Some(embedding) = table.get(&spec.weights.embedding) else { return Ok(()) };
@@ -147,6 +149,7 @@ fn check_tied_head(spec: &ModelSpec, table: &TensorTable) -> Result<()> {
     let mut buffers = [vec![0; CHUNK_BYTES as usize], vec![0; CHUNK_BYTES as usize]];
     let mut start = 0;
     while is_copy && start < head.num_bytes {
+        progress.add(0)?;
         let num_bytes = CHUNK_BYTES.min(head.num_bytes - start);
         let [head_bytes, embedding_bytes] =
             buffers.each_mut().map(|buffer| &mut buffer[..num_bytes as usize]);

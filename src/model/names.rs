@@ -120,8 +120,8 @@ pub struct WeightNames {
     /// Norm before the head, `[hidden_size]`; absent where norms have no weight.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub final_norm: Option<Names>,
-    /// Output head, `[vocab_size, hidden_size]`. Where the head is tied it may stand in the checkpoint and is
-    /// not read.
+    /// Output head, `[vocab_size, hidden_size]`. Where the head is tied it may stand in the checkpoint as a copy of
+    /// the embedding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head: Option<Names>,
 }

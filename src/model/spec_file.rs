@@ -18,9 +18,15 @@ pub(super) fn read(path: &Path) -> Result<ModelSpec> {
     parse(&read_small_file(path, MAX_JSON_BYTES)?).map_err(|error| Error::from(error).context(path.display()))
 }
 
+/// The bytes behind a byte order mark, which editors on Windows put before text.
+pub(super) fn without_byte_order_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
+}
+
 /// The spec in the bytes of a file.
 pub(super) fn parse(bytes: &[u8]) -> ModelResult<ModelSpec> {
     let json = |error: serde_json::Error| ModelError::invalid("JSON", error.to_string());
+    let bytes = without_byte_order_mark(bytes);
     if bytes.trim_ascii().is_empty() {
         return Err(ModelError::invalid("JSON", EMPTY));
     }

@@ -231,7 +231,7 @@ fn configs_that_make_no_sense() {
         ("4096 layers", json!({"num_hidden_layers": 4096}), "model.layers.2."),
         ("a vocabulary of 2^24", json!({"vocab_size": 1 << 24}), EMBEDDING),
         ("a width of 2^18", json!({"hidden_size": 1 << 18}), EMBEDDING),
-        ("an epsilon of 0", json!({"rms_norm_eps": 0}), "epsilon"),
+        ("an epsilon of 0", json!({"rms_norm_eps": 0}), "rms_norm_eps"),
         ("an epsilon as text", json!({"rms_norm_eps": "x"}), "rms_norm_eps"),
         ("another activation", json!({"hidden_act": "swishy"}), "hidden_act"),
         ("a bias that is not there", json!({"attention_bias": true}), "q_proj.bias"),

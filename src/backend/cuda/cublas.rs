@@ -340,6 +340,9 @@ const EMPTY_RESULT: sys::cublasLtMatmulHeuristicResult_t = sys::cublasLtMatmulHe
 fn check(status: sys::cublasStatus_t) -> BackendResult<()> {
     match status {
         sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS => Ok(()),
+        error @ sys::cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED => {
+            Err(BackendError::DeviceFull { operation: OPERATION, message: format!("cuBLASLt: {error:?}") })
+        }
         error => invalid(format!("cuBLASLt: {error:?}")),
     }
 }

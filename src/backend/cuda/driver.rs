@@ -52,9 +52,13 @@ impl Gpu {
         if !unsafe { sys::is_culib_present() } {
             return Err(unavailable("the NVIDIA driver (libcuda) is not installed".to_owned()));
         }
-        let check = |what: &str, result: CUresult| match result {
-            CUresult::CUDA_SUCCESS => Ok(()),
-            error => Err(unavailable(format!("CUDA device {ordinal}: {what}: {}", describe(error)))),
+        let check = |what: &str, result: CUresult| {
+            let status = match result {
+                CUresult::CUDA_SUCCESS => return Ok(()),
+                error if Fault::of(error) == Fault::Memory => Status::DeviceOutOfMemory,
+                _ => Status::DeviceUnavailable,
+            };
+            Err(Error::new(status, format!("CUDA device {ordinal}: {what}: {}", describe(result))))
         };
         let (mut version, mut count, mut device) = (0, 0, 0);
         // SAFETY: all pointers are to locals that outlive the calls.
@@ -373,6 +377,37 @@ impl Drop for Gpu {
             }
             let _ = sys::cuDevicePrimaryCtxRelease_v2(self.device);
         }
+    }
+}
+
+/// The context that was current on a thread, which it is again when this is dropped there.
+pub struct HostContext {
+    /// Null where none was; `None` where there is no driver.
+    context: Option<sys::CUcontext>,
+}
+
+impl HostContext {
+    /// Keeps the calling thread's context.
+    pub fn keep() -> HostContext {
+        let mut context = ptr::null_mut();
+        // SAFETY: the library is looked for before it is called, and the pointer is to a local, which stays null
+        // where the call fails because nobody has initialised the driver yet.
+        let context = unsafe {
+            sys::is_culib_present().then(|| {
+                let _ = sys::cuCtxGetCurrent(&mut context);
+                context
+            })
+        };
+        HostContext { context }
+    }
+}
+
+impl Drop for HostContext {
+    fn drop(&mut self) {
+        let Some(context) = self.context else { return };
+        // SAFETY: the host had this context current and has not destroyed it, since its thread has been here. The
+        // call fails without harm where the driver was never initialised.
+        let _ = unsafe { sys::cuCtxSetCurrent(context) };
     }
 }
 

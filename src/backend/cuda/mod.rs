@@ -5,7 +5,8 @@
 //! arrays at fixed places (`batch.rs`), and a token that was sampled stays on the device for the next step.
 //!
 //! Weights, activations and the cache are BF16 or F16, sums single precision; norms' weights are F32. A device
-//! error loses the backend: every later call fails at once with [`BackendError::DeviceLost`].
+//! error loses the backend, unless memory is all that was short: every later call fails at once with
+//! [`BackendError::DeviceLost`].
 
 mod activation;
 mod attention;
@@ -40,6 +41,7 @@ use self::activation::Activations;
 use self::attention::{Attention, AttentionCall, DeviceScoring};
 use self::batch::StepState;
 use self::cublas::{CublasLt, Operands, ProductShape};
+pub use self::driver::HostContext;
 use self::driver::{DevicePtr, Gpu};
 use self::embed::Embed;
 use self::experts::{Experts, MixExperts};

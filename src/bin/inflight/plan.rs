@@ -19,7 +19,8 @@ Examples:
   inflight plan model.gguf --json
   inflight plan config.json
 
-A config.json or model_spec.json, under any name in .json, is enough. Nothing is loaded or reserved. The exit code is 1 where the plan does not fit the limit or the free memory.";
+A config.json or model_spec.json, under any name in .json, is enough. Nothing is loaded or reserved. The exit code is 1
+where the plan does not fit the limit or the free memory.";
 
 /// Options of `inflight plan`.
 #[derive(Debug, Args)]

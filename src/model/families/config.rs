@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use crate::format::Checkpoint;
 use crate::model::error::{ModelError, ModelResult};
 use crate::model::spec::{Activation, OutputHead};
+use crate::model::spec_file::without_byte_order_mark;
 
 /// An object of a `config.json`. Getters treat null as absent unless they say otherwise, and name the field in
 /// errors.
@@ -18,11 +19,8 @@ pub(super) struct Config<'a> {
 
 impl<'a> Config<'a> {
     pub(super) fn parse(bytes: &[u8], checkpoint: &'a Checkpoint) -> ModelResult<Self> {
-        /// Editors on Windows put it before text.
-        const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
-        let text = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
-        let fields =
-            serde_json::from_slice(text).map_err(|error| ModelError::invalid("JSON", error.to_string()))?;
+        let fields = serde_json::from_slice(without_byte_order_mark(bytes))
+            .map_err(|error| ModelError::invalid("JSON", error.to_string()))?;
         Ok(Self { prefix: String::new(), fields, checkpoint })
     }
 

@@ -208,6 +208,12 @@ fn an_empty_file_is_told_apart() {
 }
 
 #[test]
+fn a_byte_order_mark_is_passed_over() {
+    let text = rich().to_string();
+    assert_eq!(parse(format!("\u{feff}{text}").as_bytes()).unwrap(), parse(text.as_bytes()).unwrap());
+}
+
+#[test]
 fn names_are_apart_with_every_index() {
     let refused = |pointer: &str, name: &str, named: &str| {
         let mut spec = rich();

@@ -131,9 +131,9 @@ class Engine:
     """A loaded model and the threads that run it. Any thread may use it at any time.
 
     `model` is a model directory in Hugging Face layout or a GGUF file; `spec` is a file as inflight.spec writes it,
-    under any name, which describes the architecture in place of what the model says of it. `device` is "auto" (the default), "cpu",
-    "cuda", "cuda:0", "cuda:0,1" or "echo", which needs no model and answers with the prompt. The other options are
-    those of ifl_engine_options, where 0 means "choose for me". `log` gets a LogLevel and a line, on threads of the
+    under any name, which describes the architecture in place of what the model says of it. `device` is "auto" (the
+    default), "cpu", "cuda", "cuda:0", "cuda:0,1" or "echo", which needs no model and answers with the prompt. The other
+    options are those of ifl_engine_options, where 0 means "choose for me". `log` gets a LogLevel and a line, on threads of the
     engine; `progress` gets the bytes of weights that are loaded and those in all, and aborts loading by returning
     False or raising.
     """
