@@ -99,7 +99,8 @@ check_static_library() {
 
 # The C tests of the ABI with the static library.
 check_static_behaviour() {
-  cc -std=c99 -O1 -I "$moved/include" "$root"/tests/c/{abi_test,abi_arguments,abi_requests,abi_lifetime,check}.c \
+  local files=("$root"/tests/c/{abi_test,abi_arguments,abi_requests,abi_lifetime,abi_shutdown,check}.c)
+  cc -std=c99 -O1 -I "$moved/include" "${files[@]}" \
     -o "$work/abi-static" "$moved/lib/libinflight.a" -pthread -ldl -lm -lgcc_s && "$work/abi-static" | tail -n 1
 }
 
