@@ -31,6 +31,7 @@ import "C"
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
 )
@@ -42,8 +43,10 @@ type host struct {
 	ctx      context.Context
 	log      func(level LogLevel, message string)
 	progress func(bytesDone, bytesTotal uint64) error
-	// aborted is why loading was ended. The library calls the progress function on Open's own thread.
+	// aborted is why loading was ended. The library calls the progress function while Open waits for it.
 	aborted error
+	// leave leaves Open as the progress function was left, where that did not return.
+	leave func()
 }
 
 var (
@@ -62,6 +65,44 @@ func startLoading(ctx context.Context, options *Options, to *C.ifl_engine_option
 		C.set_progress(to, C.uintptr_t(h.id))
 	}
 	return h
+}
+
+// call runs a function of the host's on a goroutine of its own and waits for it. On the library's own stack a panic, or
+// a [runtime.Goexit] such as t.Fatal's, would drop the library's frames without ending what they hold. A panic ends the
+// program; nothing goes on meanwhile.
+func call(f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer func() {
+			if value := recover(); value != nil {
+				panic(value)
+			}
+			close(done)
+		}()
+		f()
+	}()
+	<-done
+}
+
+// watch runs f and gives what leaves a goroutine as f was left, or nil where f returned.
+func watch(f func()) (leave func()) {
+	call(func() {
+		completed := false
+		defer func() {
+			if completed {
+				return
+			}
+			// Nil where it is no panic: a panic(nil) has a value of its own.
+			if value := recover(); value != nil {
+				leave = func() { panic(value) }
+			} else {
+				leave = runtime.Goexit
+			}
+		}()
+		f()
+		completed = true
+	})
+	return leave
 }
 
 // fail gives the error of an engine that was not created: the host's own where it ended the loading.
@@ -86,7 +127,8 @@ func (h *host) succeed() (end func()) {
 //export inflightLog
 func inflightLog(id C.uintptr_t, level C.ifl_log_level, message *C.char, length C.uint64_t) {
 	if h, ok := hosts.Load(uintptr(id)); ok {
-		h.(*host).log(LogLevel(level), C.GoStringN(message, C.int(length)))
+		text := C.GoStringN(message, C.int(length))
+		call(func() { h.(*host).log(LogLevel(level), text) })
 	}
 }
 
@@ -97,11 +139,13 @@ func inflightProgress(id C.uintptr_t, done, total C.uint64_t) C.int32_t {
 		return 0
 	}
 	h := value.(*host)
-	h.aborted = contextError(h.ctx)
-	if h.aborted == nil && h.progress != nil {
-		h.aborted = h.progress(uint64(done), uint64(total))
+	if h.aborted == nil {
+		h.aborted = contextError(h.ctx)
 	}
-	if h.aborted != nil {
+	if h.aborted == nil && h.leave == nil && h.progress != nil {
+		h.leave = watch(func() { h.aborted = h.progress(uint64(done), uint64(total)) })
+	}
+	if h.aborted != nil || h.leave != nil {
 		return 1
 	}
 	return 0

@@ -14,7 +14,15 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unsafe"
+)
+
+// closeMax is how long Close takes at most; where the library has taken all of it, each of the steps that follow
+// still gets closeGrace.
+const (
+	closeMax   = 2 * time.Second
+	closeGrace = 100 * time.Millisecond
 )
 
 // Engine runs the requests of one model. All methods may be called by any number of goroutines at once.
@@ -45,7 +53,8 @@ func newEngine(handle *C.ifl_engine, endHost func()) *Engine {
 
 // Close ends every request with [ErrClosed], stops the engine and frees its memory. It returns within about 2
 // seconds, when all is done; loops that read from the engine then get what is left and the error. Closing twice,
-// or by several goroutines at once, does no harm.
+// or by several goroutines at once, does no harm. A Log function that does not return meanwhile, as one that closes
+// its own engine cannot, makes it take that long and keeps its thread.
 func (e *Engine) Close() error {
 	defer runtime.KeepAlive(e)
 	return e.shut()
@@ -55,15 +64,33 @@ func (c *core) shut() (err error) {
 	c.closing.Store(true)
 	c.close.Do(func() {
 		var detail *C.ifl_error
-		// The handle has to outlive the poller, which takes the last events of the requests.
+		started := time.Now()
+		// The handle has to outlive the poller, which takes the last events of the requests. They do not come where
+		// a log function does not return.
 		err = toError(C.ifl_engine_close(c.handle, &detail), detail)
-		if err == nil {
-			<-c.drained
+		if err == nil && !endsBy(started.Add(closeMax), c.drained) {
+			c.streams.endAll(c.check())
 		}
-		C.ifl_engine_destroy(c.handle)
+		destroyed := make(chan struct{})
+		go func() {
+			defer close(destroyed)
+			C.ifl_engine_destroy(c.handle)
+		}()
+		// The library waits anew for a step or a log function that it has waited for already.
+		endsBy(started.Add(closeMax), destroyed)
 		c.endHost()
 	})
 	return err
+}
+
+// endsBy waits for done until a time, or for closeGrace where that is nearly over, and says whether done came.
+func endsBy(deadline time.Time, done <-chan struct{}) bool {
+	select {
+	case <-done:
+		return true
+	case <-time.After(max(time.Until(deadline), closeGrace)):
+		return false
+	}
 }
 
 // poll hands the events of all requests to their streams until the engine has ended and no event is left.
@@ -72,7 +99,7 @@ func (c *core) poll() {
 	for {
 		var batch *C.ifl_events
 		var detail *C.ifl_error
-		if err := toError(C.ifl_engine_poll(c.handle, -1, &batch, &detail), detail); err != nil {
+		if err := c.toError(C.ifl_engine_poll(c.handle, -1, &batch, &detail), detail); err != nil {
 			c.streams.endAll(err)
 			return
 		}
@@ -119,7 +146,7 @@ type Stats struct {
 	NumSteps uint64
 	// NumPromptTokens counts prompt tokens run, again after a preemption included.
 	NumPromptTokens uint64
-	// NumOutputTokens counts tokens produced.
+	// NumOutputTokens counts tokens sampled, those discarded because their request had ended included.
 	NumOutputTokens uint64
 	// NumAccepted and NumFinished count requests.
 	NumAccepted, NumFinished uint64

@@ -412,10 +412,10 @@ typedef struct {
     const char *model;
     /// Length of model in bytes, or IFL_NUL_TERMINATED, the default.
     uint64_t model_len;
-    /// "auto" (the default: the first CUDA device that can be used, or else the CPU), "cpu", "cuda", "cuda:0",
-    /// "cuda:0,1" (more than one: not supported yet), or "echo", which needs no model and answers with the
-    /// prompt, byte for byte, and an end-of-sequence token without text ("echo:1000": 1000 microseconds a
-    /// step).
+    /// "auto" (the default: CUDA device 0, or where it cannot be used the CPU; one whose memory is taken is an
+    /// error), "cpu", "cuda", "cuda:0", "cuda:0,1" (more than one: not supported yet), or "echo", which needs no
+    /// model and answers with the prompt, byte for byte, and an end-of-sequence token without text ("echo:1000":
+    /// 1000 microseconds a step).
     const char *device;
     /// Length of device in bytes, or IFL_NUL_TERMINATED, the default.
     uint64_t device_len;
@@ -840,8 +840,8 @@ ifl_status ifl_engine_plan(const ifl_engine_options *options,
 ///
 /// Threads: any, at any time. Never waits for the model; the prompt is tokenised on the calling thread.
 /// Errors: IFL_BUSY (poll, then try again); IFL_INVALID_ARGUMENT, IFL_INVALID_STRUCT_SIZE, IFL_INVALID_UTF8,
-/// IFL_PROMPT_TOO_LONG, IFL_UNSUPPORTED, IFL_TEMPLATE_FAILED; IFL_INVALID_HANDLE, IFL_FORKED; IFL_CLOSED or
-/// IFL_DEVICE_LOST. Since 0.1.0.
+/// IFL_PROMPT_TOO_LONG, IFL_UNSUPPORTED, IFL_TEMPLATE_FAILED; IFL_INVALID_HANDLE, IFL_FORKED; IFL_CLOSED, or
+/// what ended the engine, such as IFL_DEVICE_LOST. Since 0.1.0.
 ifl_status ifl_engine_enqueue(ifl_engine *engine,
                               const ifl_request *request,
                               uint64_t *request_id,
@@ -962,7 +962,7 @@ void ifl_engine_destroy(ifl_engine *engine);
 ///
 /// Threads: any, at any time.
 /// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_HANDLE, IFL_FORKED; IFL_CLOSED, or what ended the engine
-/// (IFL_DEVICE_LOST, IFL_INTERNAL), once it has ended. Since 0.1.0.
+/// (such as IFL_DEVICE_LOST), once it has ended. Since 0.1.0.
 ifl_status ifl_queue_create(ifl_engine *engine,
                             ifl_queue **queue,
                             ifl_error **error);

@@ -72,8 +72,8 @@ func TestModelAnswers(t *testing.T) {
 }
 
 func TestModelIsCancelledAndRefused(t *testing.T) {
-	engine := openModel(t, Options{MaxQueuedRequests: 40})
 	t.Run("cancel and deadline", func(t *testing.T) {
+		engine := openModel(t, Options{})
 		long := Request{Prompt: User("Tell a long story."), MaxTokens: 500, IgnoreEOS: true}
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 		defer cancel()
@@ -89,16 +89,17 @@ func TestModelIsCancelledAndRefused(t *testing.T) {
 		waitUntilIdle(t, engine)
 	})
 	t.Run("busy", func(t *testing.T) {
+		// A request that has ended keeps its place until its last event is polled, so no other has run here.
+		engine := openModel(t, Options{MaxQueuedRequests: 40})
 		ctx, cancel := context.WithCancel(t.Context())
 		var waiting sync.WaitGroup
 		long := Request{Prompt: Text("a"), MaxTokens: 500, IgnoreEOS: true}
-		before, _ := engine.Stats()
 		for range 40 {
 			waiting.Go(func() { wantError(t, ask(ctx, engine, long).err, context.Canceled) })
 		}
 		waitUntil(t, "all are in", func() bool {
 			stats, err := engine.Stats()
-			return err == nil && stats.NumAccepted == before.NumAccepted+40
+			return err == nil && stats.NumAccepted == 40
 		})
 		wantError(t, ask(ctx, engine, long).err, ErrBusy)
 		cancel()

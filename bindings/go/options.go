@@ -18,7 +18,7 @@ type Options struct {
 	// Spec is the path of a model_spec.json under any name, which describes the architecture in place of what Model
 	// says of it.
 	Spec string
-	// Device is "auto" (the default), "cpu", "cuda", "cuda:0", "cuda:0,1" (more than one: tensor parallel), or
+	// Device is "auto" (the default), "cpu", "cuda", "cuda:0", "cuda:0,1" (more than one: not supported yet), or
 	// "echo", which needs no model and answers with the prompt ("echo:1000": 1000 microseconds a step).
 	Device string
 	// DType is the type to keep weights in.
@@ -38,14 +38,18 @@ type Options struct {
 	MemoryLimitBytes uint64
 	// NumThreads is the number of compute threads of the CPU backend; default: one per core.
 	NumThreads int
-	// MaxQueuedRequests can be accepted and not yet ended; one more gets ErrBusy. Default 4096.
+	// MaxQueuedRequests can be accepted and not yet ended; one more gets ErrBusy. Default 4096. A limit on the tokens
+	// of a request that wait to be polled is missing here: the engine's own goroutine polls without pause, so that
+	// it would pause no request.
 	MaxQueuedRequests int
-	// Log receives the library's log lines; nil: silence. Several goroutines and threads of the engine may
-	// call it at once, and it must return soon.
+	// Log receives the library's log lines; nil: silence. It is called on goroutines of its own, by several at once,
+	// while the engine waits for it: it must return soon and wait for nothing. It must not close its own engine,
+	// which would then wait for the call of Close. A panic in it ends the program.
 	Log func(level LogLevel, message string)
 	// LogLevel is the most detailed level to pass to Log; default LogInfo.
 	LogLevel LogLevel
-	// Progress hears how many bytes of weights are in place; an error ends the loading.
+	// Progress hears how many bytes of weights are in place; an error ends the loading. It is called on goroutines of
+	// its own while Open waits for it. A panic in it ends the loading, and Open then panics with the same value.
 	Progress func(bytesDone, bytesTotal uint64) error
 }
 
@@ -96,6 +100,9 @@ type Plan struct {
 // PlanMemory says what [Open] with the same options would reserve. It reads the model's description but no
 // weights. That the plan does not fit is no error.
 func PlanMemory(options Options) (Plan, error) {
+	if err := checkVersion(); err != nil {
+		return Plan{}, err
+	}
 	var memory runtime.Pinner
 	defer memory.Unpin()
 	var to C.ifl_engine_options
@@ -139,6 +146,12 @@ func Open(ctx context.Context, options Options) (*Engine, error) {
 	var handle *C.ifl_engine
 	var detail *C.ifl_error
 	err := toError(C.ifl_engine_create(&to, &handle, &detail), detail)
+	if load.leave != nil {
+		// There is an engine only where the function was left when all was loaded.
+		C.ifl_engine_destroy(handle)
+		hosts.Delete(load.id)
+		load.leave()
+	}
 	if err != nil {
 		return nil, load.fail(err)
 	}
@@ -147,12 +160,21 @@ func Open(ctx context.Context, options Options) (*Engine, error) {
 
 // checkVersion refuses a library that lacks what this package was compiled with.
 func checkVersion() error {
-	if got := uint32(C.ifl_version()); got < C.IFL_VERSION || got/10000 != C.IFL_VERSION_MAJOR {
+	if got := uint32(C.ifl_version()); !isCompatible(got, C.IFL_VERSION) {
 		return &Error{Status: ErrUnsupported, Message: fmt.Sprintf(
 			"the library is of version %s and this package needs %s; install that one",
 			formatVersion(got), formatVersion(C.IFL_VERSION))}
 	}
 	return nil
+}
+
+// isCompatible says whether what was compiled with a header runs with a library. Before 1.0 a minor version may change
+// what the one before had.
+func isCompatible(library, header uint32) bool {
+	if library/10000 == 0 && library/100 != header/100 {
+		return false
+	}
+	return library >= header && library/10000 == header/10000
 }
 
 func (o *Options) fill(to *C.ifl_engine_options, memory *runtime.Pinner) error {

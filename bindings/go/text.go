@@ -109,7 +109,8 @@ func (e *Engine) Device() (string, error) {
 func Version() string { return formatVersion(uint32(C.ifl_version())) }
 
 // HasFeature says whether this build of the library has a feature: "cpu" and "cuda" (backends), "echo" (the
-// device without weights), "gguf" and "safetensors" (model formats).
+// device without weights), "gguf" and "safetensors" (model formats), "queue-fd" (descriptors of queues, which this
+// package has no need of).
 func HasFeature(name string) bool {
 	var memory runtime.Pinner
 	defer memory.Unpin()

@@ -1,6 +1,11 @@
 // Asks a model: streams one answer to the terminal, or runs many prompts together and shows each answer as it ends.
 //
-//     mcs -r:Inflight.dll examples/csharp/Generate.cs && mono Generate.exe MODEL --prompt "Why is the sky blue?"
+// With Mono, in the repository, after cargo build --release; Inflight.dll is the binding:
+//
+//     mcs -target:library -unsafe -out:Inflight.dll bindings/csharp/src/*.cs bindings/csharp/src/Native/*.cs
+//     mcs -r:Inflight.dll -out:Generate.exe examples/csharp/Generate.cs
+//     export INFLIGHT_LIBRARY=target/release/libinflight.so
+//     mono Generate.exe MODEL --prompt "Why is the sky blue?"
 
 using System;
 using System.Collections.Generic;
@@ -24,7 +29,7 @@ MODEL is a model directory in Hugging Face layout or a GGUF file.
   --many N             ask N times together, taking the prompts in turn
   --max-tokens N       longest answer in tokens (default 256)
   --temperature T      0 for the likeliest answer (default: what the model recommends)
-  --device NAME        auto (default), cpu, cuda, cuda:0, cuda:0,1, or echo, which needs no model
+  --device NAME        auto (default), cpu, cuda, cuda:0, or echo, which needs no model
   --help               show this text
 
 One prompt is streamed. Several are enqueued at once and shown as they end.

@@ -34,9 +34,16 @@ compile_csharp() {
       "$root"/bindings/csharp/tests/*.cs
 }
 
+# A library of the next minor version, which before 1.0 may have changed everything.
+other_library() {
+  cc -shared -fPIC -Wl,-soname,libinflight.so.0 -x c - -o "$work/libinflight-other.so" \
+    <<<"unsigned ifl_version(void) { return 200; }"
+}
+
 run_csharp_tests() {
   # A process that does not end has failed as well.
-  INFLIGHT_LIBRARY=$prefix/lib/libinflight.so timeout 300 "$@" "$work/facts.txt"
+  INFLIGHT_LIBRARY=$prefix/lib/libinflight.so INFLIGHT_OTHER_LIBRARY=$work/libinflight-other.so \
+    timeout 300 "$@" "$work/facts.txt"
 }
 
 csharp_example() {
@@ -61,6 +68,7 @@ test_csharp() {
   check "C#: what the C compiler says of the header" header_facts
   check "C#: imports for old and new runtimes" same_imports
   check "C#: compile with mcs" compile_csharp
+  check "C#: a library of another version, to be refused" other_library
   suite "C#: on Mono" run_csharp_tests mono "$work/csharp/Inflight.Tests.exe"
   check "C#: the generate example" csharp_example
   check "C#: README" check_csharp_readme

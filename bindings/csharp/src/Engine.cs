@@ -6,8 +6,9 @@ using System.Threading.Tasks;
 
 namespace Inflight
 {
-    /// <summary>Runs the requests of one model. Any thread may call any method at any time. The library never calls
-    /// back: a thread of each engine takes the events of all its requests and wakes their readers.</summary>
+    /// <summary>Runs the requests of one model. Any thread may call any method at any time. The library calls back only
+    /// while Open loads, on Open's thread: after that a thread of each engine takes the events of all its requests and
+    /// wakes their readers.</summary>
     public sealed class Engine : IDisposable
     {
         private readonly EngineHandle handle;
@@ -38,7 +39,7 @@ namespace Inflight
         }
 
         /// <summary>Whether this build of the native library has a feature: "cpu", "cuda", "echo", "gguf",
-        /// "safetensors".</summary>
+        /// "safetensors", "queue-fd" (descriptors of queues, which this package has no need of).</summary>
         public static bool HasFeature(string name)
         {
             CheckNull(name, nameof(name));
@@ -50,11 +51,7 @@ namespace Inflight
         // themselves, but others when it is loaded.
 
         [MethodImpl(MethodImplOptions.NoInlining)]
-        private static Version GetLibraryVersion()
-        {
-            uint version = Native.ifl_version();
-            return new Version((int)(version / 10000), (int)(version / 100 % 100), (int)(version % 100));
-        }
+        private static Version GetLibraryVersion() => Library.ToVersion(Native.ifl_version());
 
         [MethodImpl(MethodImplOptions.NoInlining)]
         private static unsafe bool HasFeatureLoaded(string name)
@@ -66,36 +63,53 @@ namespace Inflight
             }
         }
 
-        /// <summary>Loads a model and starts the engine's threads, which takes as long as loading does.</summary>
-        /// <exception cref="InflightException">The model cannot be loaded.</exception>
+        /// <summary>Loads a model and starts the engine's threads, which takes as long as loading does. Cancelling the
+        /// token ends the loading, unless all weights are in place by then.</summary>
+        /// <exception cref="InflightException">The model cannot be loaded, or the native library is of a version that
+        /// this package cannot use.</exception>
         /// <exception cref="DllNotFoundException">The native library was not found.</exception>
-        public static Engine Open(EngineOptions options)
+        /// <exception cref="OperationCanceledException">The token was cancelled.</exception>
+        public static Engine Open(
+            EngineOptions options, CancellationToken cancellationToken = default(CancellationToken))
         {
             CheckNull(options, nameof(options));
-            Library.Load();
-            return OpenLoaded(options);
+            cancellationToken.ThrowIfCancellationRequested();
+            Library.LoadCompatible();
+            return OpenLoaded(options, cancellationToken);
         }
 
         [MethodImpl(MethodImplOptions.NoInlining)]
-        private static unsafe Engine OpenLoaded(EngineOptions options)
+        private static unsafe Engine OpenLoaded(EngineOptions options, CancellationToken token)
         {
             using (var memory = new Arena())
+            using (var loading = new Loading(options.Progress, token))
             {
                 ifl_engine_options native = options.ToNative(memory);
+                loading.Fill(ref native);
                 IntPtr engine = IntPtr.Zero, error = IntPtr.Zero;
-                InflightException.ThrowIf(Native.ifl_engine_create(&native, ref engine, ref error), error);
+                int status = Native.ifl_engine_create(&native, ref engine, ref error);
+                if (loading.IsEnded(status))
+                {
+                    // There is an engine only where the host failed when all was loaded.
+                    Native.ifl_engine_destroy(engine);
+                    Native.ifl_error_free(error);
+                    loading.Throw();
+                }
+                InflightException.ThrowIf(status, error);
                 return new Engine(engine);
             }
         }
 
         /// <summary>Open on another thread.</summary>
-        public static Task<Engine> OpenAsync(EngineOptions options) => Task.Run(() => Open(options));
+        public static Task<Engine> OpenAsync(
+            EngineOptions options, CancellationToken cancellationToken = default(CancellationToken)) =>
+            Task.Run(() => Open(options, cancellationToken), cancellationToken);
 
         /// <summary>Says what Open with the same options would reserve. That it does not fit is no error.</summary>
         public static MemoryPlan Plan(EngineOptions options)
         {
             CheckNull(options, nameof(options));
-            Library.Load();
+            Library.LoadCompatible();
             return PlanLoaded(options);
         }
 
@@ -172,7 +186,16 @@ namespace Inflight
                     if (!isAccepted)
                         generation.Unregister();
                 }
-                generation.Start(id, cancellationToken);
+                try
+                {
+                    generation.Start(id, cancellationToken);
+                }
+                catch
+                {
+                    // Some runtimes refuse the token of a disposed source. Nobody would hold the request, so it ends.
+                    generation.Dispose();
+                    throw;
+                }
             }
             return generation;
         }

@@ -16,7 +16,9 @@ namespace Inflight
     }
 
     /// <summary>What an engine loads, and how. Model is required, except for the device "echo"; null and 0 mean
-    /// "choose for me".</summary>
+    /// "choose for me". Of the library's options two are left out. Its log lines come on threads of its own that block
+    /// the signals by which Mono stops threads to collect garbage. A limit on a request's unread tokens would pause
+    /// no request, since the engine's thread takes all events at once.</summary>
     public sealed class EngineOptions
     {
         /// <summary>Path of a model directory in Hugging Face layout, or of a GGUF file.</summary>
@@ -26,8 +28,9 @@ namespace Inflight
         /// says of it.</summary>
         public string Spec { get; set; }
 
-        /// <summary>"auto" (the default), "cpu", "cuda", "cuda:0", "cuda:0,1" (more than one: tensor parallel), or
-        /// "echo", which needs no model and answers with the prompt ("echo:1000": 1000 microseconds a step).</summary>
+        /// <summary>"auto" (the default), "cpu", "cuda", "cuda:0", "cuda:0,1" (more than one: not supported
+        /// yet), or "echo", which needs no model and answers with the prompt ("echo:1000": 1000 microseconds a
+        /// step).</summary>
         public string Device { get; set; }
 
         /// <summary>Type to keep weights in.</summary>
@@ -58,6 +61,10 @@ namespace Inflight
         /// <summary>Requests that can be accepted and not yet ended; one more gets Status.Busy. Default
         /// 4096.</summary>
         public uint MaxQueuedRequests { get; set; }
+
+        /// <summary>Hears how far loading has come, on the thread that loads, which waits for it. What it throws ends
+        /// the loading, and Open throws the same. Not used by the device "echo".</summary>
+        public IProgress<LoadingProgress> Progress { get; set; }
 
         internal unsafe ifl_engine_options ToNative(Arena memory)
         {

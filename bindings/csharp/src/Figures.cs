@@ -27,7 +27,7 @@ namespace Inflight
         /// <summary>Counter: prompt tokens run, again after a preemption included.</summary>
         public ulong NumPromptTokens { get; }
 
-        /// <summary>Counter: tokens produced.</summary>
+        /// <summary>Counter: tokens sampled, those discarded because their request had ended included.</summary>
         public ulong NumOutputTokens { get; }
 
         /// <summary>Counter: requests accepted.</summary>

@@ -6,7 +6,8 @@ using System.Threading.Tasks;
 namespace Inflight
 {
     /// <summary>A request in flight, for hosts that look for output when it suits them, such as once a frame. Others
-    /// use Engine.GenerateAsync or Engine.Generate. Any thread may call it, but only one may read.</summary>
+    /// use Engine.GenerateAsync or Engine.Generate. Any thread may call it, but only one may read. One that is dropped
+    /// without Dispose runs to its end, and its engine is not finalised before.</summary>
     public sealed class Generation : IDisposable
     {
         private readonly object gate = new object();

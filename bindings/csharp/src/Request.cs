@@ -29,7 +29,8 @@ namespace Inflight
         /// <summary>Higher runs first; equal ones run in order of arrival.</summary>
         public int Priority { get; set; }
 
-        /// <summary>Time after which the request ends with a TimeoutException; zero: never.</summary>
+        /// <summary>Time after which the request ends with a TimeoutException; zero, or
+        /// System.Threading.Timeout.InfiniteTimeSpan: never.</summary>
         public TimeSpan Timeout { get; set; }
 
         /// <summary>Tokens that end the output, besides the model's own. They give no text.</summary>
@@ -76,7 +77,8 @@ namespace Inflight
                 Native.ifl_request_init(to, (uint)sizeof(ifl_request), IntPtr.Zero), IntPtr.Zero);
             if (Prompt == null)
                 throw new ArgumentException("Prompt is null; set it to a Prompt.User, Text, Chat or Tokens");
-            if (Timeout < TimeSpan.Zero)
+            bool isEndless = Timeout == System.Threading.Timeout.InfiniteTimeSpan;
+            if (Timeout < TimeSpan.Zero && !isEndless)
                 throw new ArgumentOutOfRangeException(nameof(Timeout), Timeout, "it must not be below zero");
             Prompt.Fill(to, memory);
             to->add_special_tokens = AddSpecialTokens ? 1u : 0;
@@ -86,7 +88,7 @@ namespace Inflight
             to->ignore_eos = IgnoreEos ? 1u : 0;
             to->priority = Priority;
             // Rounded up: 0 would be no deadline at all.
-            to->timeout_ms = (ulong)Math.Ceiling(Timeout.TotalMilliseconds);
+            to->timeout_ms = isEndless ? 0 : (ulong)Math.Ceiling(Timeout.TotalMilliseconds);
             to->min_p = MinP;
             to->presence_penalty = PresencePenalty;
             to->frequency_penalty = FrequencyPenalty;

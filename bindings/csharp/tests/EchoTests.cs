@@ -147,6 +147,10 @@ namespace Inflight.Tests
                 Expect.Throws<ArgumentOutOfRangeException>(
                     () => engine.Start(new Request { Prompt = "x", TopK = uint.MaxValue }), "TopK");
                 Expect.Throws<ArgumentException>(() => engine.Start(new Request()), "Prompt");
+                var past = new Request { Prompt = "x", Timeout = TimeSpan.FromMilliseconds(-2) };
+                Expect.Throws<ArgumentOutOfRangeException>(() => engine.Start(past), "Timeout");
+                var endless = new Request { Prompt = Prompt.Text("ab"), Timeout = Timeout.InfiniteTimeSpan };
+                Expect.Equal("ab", Answer.Of(engine, endless).Text);
                 Expect.Throws<ArgumentNullException>(() => engine.GenerateAsync(null));
                 Open.WaitUntilIdle(engine);
             }
@@ -195,6 +199,27 @@ namespace Inflight.Tests
                 Open.WaitUntilIdle(engine);
                 Expect.Throws<OperationCanceledException>(() => engine.Generate(request, source.Token).First());
                 Expect.Equal(1ul, engine.GetStats().NumAccepted);
+            }
+        }
+
+        public static void ATokenOfADisposedSourceLeavesNoRequest()
+        {
+            using (Engine engine = Open.Echo("echo:2000"))
+            {
+                var source = new CancellationTokenSource();
+                CancellationToken token = source.Token;
+                source.Dispose();
+                var request = new Request { Prompt = Prompt.Text(Open.Repeat("x", 3000)) };
+                try
+                {
+                    engine.Start(request, token).Dispose();
+                }
+                catch (ObjectDisposedException)
+                {
+                    // Only some runtimes refuse such a token; others take it as one that is never cancelled.
+                }
+                Open.WaitUntilIdle(engine);
+                Expect.That(engine.GetStats().NumOutputTokens < 1000);
             }
         }
 
@@ -329,6 +354,22 @@ namespace Inflight.Tests
                 Expect.Equal("echo", engine.GetDevice());
                 Expect.That(engine.GetEosTokens().Length > 0);
             }
+        }
+
+        public static void VersionsOfOneSeriesAreCompatible()
+        {
+            foreach (uint[] pair in new[]
+            {
+                new uint[] { 100, 100 }, new uint[] { 101, 100 }, new uint[] { 10000, 10000 },
+                new uint[] { 10203, 10000 }
+            })
+                Expect.That(Library.IsCompatible(pair[0], pair[1]), pair[0]);
+            foreach (uint[] pair in new[]
+            {
+                new uint[] { 100, 101 }, new uint[] { 200, 100 }, new uint[] { 100, 200 }, new uint[] { 10000, 100 },
+                new uint[] { 10000, 10100 }, new uint[] { 20000, 10000 }
+            })
+                Expect.That(!Library.IsCompatible(pair[0], pair[1]), pair[0]);
         }
 
         public static void TheLibraryDescribesItself()

@@ -7,8 +7,9 @@ using System.Runtime.InteropServices;
 
 namespace Inflight.Tests
 {
-    /// <summary>Compares structs, enums and functions with what a C program says about the header, line by
-    /// line: "struct NAME SIZE", "field STRUCT NAME OFFSET SIZE", "value ENUM NAME NUMBER", "function NAME".</summary>
+    /// <summary>Compares version, structs, enums and functions with what a C program says about the header, line by
+    /// line: "version NUMBER", "struct NAME SIZE", "field STRUCT NAME OFFSET SIZE", "value ENUM NAME NUMBER",
+    /// "function NAME".</summary>
     public static class LayoutTests
     {
         private static readonly Assembly Binding = typeof(Engine).GetTypeInfo().Assembly;
@@ -26,8 +27,8 @@ namespace Inflight.Tests
                 { "ifl_text_flags_value", Named(typeof(TextFlags), "IFL_TEXT_") }
             };
 
-        /// <summary>What the binding has no need of: log lines would be calls from the library, which it does
-        /// without; the engine's own queue is enough, and batches are read to their end.</summary>
+        /// <summary>What the binding has no need of: log lines would be calls from threads of the library, which it
+        /// does without; the engine's own queue is enough, and batches are read to their end.</summary>
         private static readonly string[] Unbound =
         {
             "ifl_log_level_value", "ifl_queue_create", "ifl_queue_poll", "ifl_queue_fd", "ifl_queue_destroy",
@@ -41,6 +42,9 @@ namespace Inflight.Tests
             Expect.That(facts.Length > 4, kind);
             return facts;
         }
+
+        public static void TheVersionIsTheHeaders() =>
+            Expect.That(File.ReadAllLines(Program.FactsFile).Contains("version " + Library.HeaderVersion));
 
         public static void StructsAreTheHeaders()
         {

@@ -8,6 +8,7 @@ BEGIN {
   print "                                  sizeof(((type *)0)->field));"
   print "int main(void)"
   print "{"
+  print "    printf(\"version %d\\n\", IFL_VERSION);"
 }
 /^typedef struct \{/ { kind = "struct"; num = 0; next }
 /^typedef enum \{/ { kind = "enum"; num = 0; next }

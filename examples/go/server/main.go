@@ -56,7 +56,7 @@ func parse(arguments []string) (*config, error) {
 	flags := flag.NewFlagSet("server", flag.ContinueOnError)
 	flags.StringVar(&c.options.Model, "model", "", "`path` of a model directory in Hugging Face layout, or of a GGUF file")
 	flags.StringVar(&c.modelName, "model-name", "", "`name` of the model for clients (default: that of the file)")
-	flags.StringVar(&c.options.Device, "device", "auto", "`device`: auto, cpu, cuda, cuda:0,1, or echo")
+	flags.StringVar(&c.options.Device, "device", "auto", "`device`: auto, cpu, cuda, cuda:0, or echo")
 	flags.IntVar(&c.options.MaxNumSequences, "max-num-sequences", 0, "sequences in one step (0: the engine's choice)")
 	flags.IntVar(&c.options.MaxModelLen, "max-model-len", 0, "longest prompt plus answer in tokens (0: the model's)")
 	flags.IntVar(&c.options.MaxQueuedRequests, "max-queued-requests", 0, "requests that may be in flight before clients "+

@@ -2,16 +2,21 @@ using System;
 using System.Collections.Generic;
 using System.IO;
 using System.Reflection;
+using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 
 namespace Inflight
 {
-    /// <summary>Finds the native library: where the variable INFLIGHT_LIBRARY says, beside the program or this
-    /// assembly, there in runtimes/linux-x64/native, and then where the system looks.</summary>
+    /// <summary>Finds the native library: the file that the variable INFLIGHT_LIBRARY names and no other, or without it
+    /// beside the program or this assembly, there in runtimes/linux-x64/native, and then where the system
+    /// looks.</summary>
     internal static class Library
     {
         /// <summary>The library's soname, by which the system knows it wherever it was loaded from.</summary>
         public const string Name = "libinflight.so.0";
+
+        /// <summary>IFL_VERSION of the header that this package is written for.</summary>
+        public const uint HeaderVersion = 100;
 
         private const string FileName = "libinflight.so";
         private const string PathVariable = "INFLIGHT_LIBRARY";
@@ -26,7 +31,9 @@ namespace Inflight
             {
                 if (isLoaded)
                     return;
-                List<string> places = Places();
+                string named = Environment.GetEnvironmentVariable(PathVariable);
+                List<string> places =
+                    string.IsNullOrEmpty(named) ? Places() : new List<string> { Path.GetFullPath(named) };
                 IntPtr library = IntPtr.Zero;
                 foreach (string place in places)
                 {
@@ -34,6 +41,10 @@ namespace Inflight
                     if (library != IntPtr.Zero)
                         break;
                 }
+                if (library == IntPtr.Zero && !string.IsNullOrEmpty(named))
+                    throw new DllNotFoundException(
+                        "The native library of Inflight cannot be loaded from " + places[0] + ", which the " +
+                        "variable " + PathVariable + " names. Correct it, or unset it to have other places looked at");
                 if (library == IntPtr.Zero)
                     throw new DllNotFoundException(
                         "The native library of Inflight was not found. Put " + FileName + " into one of these " +
@@ -44,12 +55,39 @@ namespace Inflight
             }
         }
 
+        /// <summary>Load that refuses a library without what this package was written for.</summary>
+        public static void LoadCompatible()
+        {
+            Load();
+            CheckVersion();
+        }
+
+        // Mono looks for the library when it compiles this, which is to be when it is loaded.
+        [MethodImpl(MethodImplOptions.NoInlining)]
+        private static void CheckVersion()
+        {
+            uint version = Native.ifl_version();
+            if (!IsCompatible(version, HeaderVersion))
+                throw new InflightException(Status.Unsupported,
+                    "the native library is of version " + ToVersion(version) + " and this package needs " +
+                    ToVersion(HeaderVersion) + "; install that one");
+        }
+
+        /// <summary>Whether what was written for a header runs with a library. Before 1.0 a minor version may change
+        /// what the one before had.</summary>
+        internal static bool IsCompatible(uint library, uint header)
+        {
+            if (library / 10000 == 0 && library / 100 != header / 100)
+                return false;
+            return library >= header && library / 10000 == header / 10000;
+        }
+
+        internal static Version ToVersion(uint number) =>
+            new Version((int)(number / 10000), (int)(number / 100 % 100), (int)(number % 100));
+
         /// <summary>Paths of files, in order, and last the name that the system is asked for.</summary>
         private static List<string> Places()
         {
-            string named = Environment.GetEnvironmentVariable(PathVariable);
-            if (!string.IsNullOrEmpty(named))
-                return new List<string> { Path.GetFullPath(named), Name };
             var places = new List<string>();
             foreach (string folder in new[] { AppContext.BaseDirectory, AssemblyFolder() })
             {
