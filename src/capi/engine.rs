@@ -449,6 +449,7 @@ pub extern "C" fn ifl_engine_destroy(engine: *mut ifl_engine) {
         if let Ok(hosted) = ENGINES.remove(engine) {
             let start = Instant::now();
             hosted.engine.close();
+            hosted.engine.release_pollers();
             hosted.log_gate.close(DESTROY_LIMIT.saturating_sub(start.elapsed()));
         }
     });

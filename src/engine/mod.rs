@@ -259,6 +259,12 @@ impl Engine {
         self.inner.close();
     }
 
+    /// Wakes who polls the engine's own queue, even if the last events are still to come, because a thread outlasts
+    /// [`Engine::close`]; for an engine that nobody can poll again.
+    pub(crate) fn release_pollers(&self) {
+        self.inner.queue.close(closed());
+    }
+
     fn tokenizer(&self) -> &Tokenizer {
         &self.inner.facts.tokenizer
     }

@@ -84,11 +84,23 @@ static void log_slowly(void *user_data, ifl_log_level level, const char *message
         sleep_ms(4000);
 }
 
+static void *poll_until_it_fails(void *engine)
+{
+    ifl_events *events = NULL;
+    ifl_status status;
+
+    while ((status = ifl_engine_poll(engine, -1, &events, NULL)) == IFL_OK)
+        ifl_events_free(events);
+    CHECK(status == IFL_CLOSED || status == IFL_INVALID_HANDLE);
+    return NULL;
+}
+
 TEST(no_log_line_begins_after_destroy)
 {
     ifl_engine_options options = IFL_ENGINE_OPTIONS_INIT;
     ifl_request request = IFL_REQUEST_INIT;
     ifl_engine *engine;
+    pthread_t poller;
     int64_t start;
     int i;
 
@@ -98,12 +110,16 @@ TEST(no_log_line_begins_after_destroy)
     request.prompt = "a few steps";
     for (i = 0; i < 10; i++)
         CHECK(ifl_engine_enqueue(engine, &request, NULL, NULL) == IFL_OK);
+    CHECK(pthread_create(&poller, NULL, poll_until_it_fails, engine) == 0);
     sleep_ms(200);
     start = now_ms();
     ifl_engine_destroy(engine);
     pthread_mutex_lock(&slow_log.mutex);
     slow_log.is_destroyed = 1;
     pthread_mutex_unlock(&slow_log.mutex);
+    CHECK(now_ms() - start < 2000);
+    /* Nor does anyone wait longer in a call. */
+    CHECK(pthread_join(poller, NULL) == 0);
     CHECK(now_ms() - start < 2000);
     sleep_ms(3000);
     pthread_mutex_lock(&slow_log.mutex);
