@@ -270,6 +270,13 @@ class Echo(unittest.TestCase):
         for options in ({"max_tokens": -1}, {"max_tokens": 2**32}, {"priority": 2**31}, {"timeout": 0}, {"seed": -1}):
             with self.assertRaises(ValueError):
                 engine.generate("x", **options)
+        # The numbers that stand for options left out.
+        for options in ({"temperature": -1}, {"top_k": -1}, {"top_p": -1.0}, {"repetition_penalty": -1}):
+            with self.assertRaisesRegex(ValueError, "leave it out"):
+                engine.generate("x", **options)
+        for options in ({"logprobs": -1}, {"seed": 2**64 - 1}):
+            with self.assertRaisesRegex(ValueError, "leave it out"):
+                engine.generate("x", **options)
         for options in ({"max_tokns": 1}, {"max_tokens": 1.5}, {"stop": 5}):
             with self.assertRaises(TypeError):
                 engine.generate("x", **options)
@@ -348,6 +355,13 @@ class Library(unittest.TestCase):
         code = "import inflight; e = inflight.Engine(device='echo:1000'); s = e.generate('x' * 2000); next(s)"
         ended = self.run_python(code, INFLIGHT_LIBRARY=inflight._library.library()._name)
         self.assertEqual((ended.returncode, ended.stdout, ended.stderr), (0, "", ""))
+
+    def test_version_and_features(self):
+        number = inflight._library.library().ifl_version()
+        self.assertEqual(inflight.version(), f"{number // 10000}.{number // 100 % 100}.{number % 100}")
+        self.assertRegex(inflight.__version__, r"^\d+\.\d+\.\d+$")
+        self.assertTrue(inflight.has_feature("echo"))
+        self.assertFalse(any(inflight.has_feature(name) for name in ("teleport", "", "echo\0", "\ud800")))
 
     def test_another_version_is_refused(self):
         with self.assertRaisesRegex(inflight.LibraryNotFoundError, "0.2.0"):

@@ -39,6 +39,16 @@ _NUMBERS = {
 
 _OTHERS = {"timeout", "stop", "stop_tokens", "logit_bias"}
 
+_LEFT_OUT: dict[str, int] = {
+    "temperature": _abi.MODEL_DEFAULT,
+    "top_k": _abi.MODEL_DEFAULT,
+    "top_p": _abi.MODEL_DEFAULT,
+    "repetition_penalty": _abi.MODEL_DEFAULT,
+    "logprobs": -1,
+    "seed": _abi.RANDOM_SEED,
+}
+"""Values by which the library knows that an option was left out: nobody can ask for them."""
+
 _LIMITS: dict[Any, tuple[int, int]] = {
     c_uint32: (0, 2**32 - 1),
     c_int32: (-(2**31), 2**31 - 1),
@@ -99,12 +109,17 @@ class RequestArguments:
             self.c.num_prompt_tokens = len(prompt)
         for option, value in options.items():
             if option in _NUMBERS:
-                set_number(self.c, _NUMBERS[option], value, option)
+                self._set_option(option, value)
             elif option in _OTHERS:
                 getattr(self, f"_set_{option}")(value)
             else:
                 known = ", ".join(sorted([*_NUMBERS, *_OTHERS]))
                 raise TypeError(f"there is no option {option!r}; there are {known}")
+
+    def _set_option(self, option: str, value: Any) -> None:
+        set_number(self.c, _NUMBERS[option], value, option)
+        if getattr(self.c, _NUMBERS[option]) == _LEFT_OUT.get(option):
+            raise ValueError(f"{option} cannot be {value}; leave it out for the default")
 
     def _set_timeout(self, seconds: float) -> None:
         if not seconds > 0:

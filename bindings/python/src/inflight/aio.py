@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ._convert import RequestArguments, chat_request, text_request
-from ._library import library
+from ._library import has_feature
 from .engine import Engine, Queue
 from .errors import InflightError
 from .types import Chunk, EngineOptions, Finish, Messages, Prompt, RequestOptions
@@ -213,7 +213,7 @@ class _ThreadWaker:
 
 
 def _make_waker(queue: Queue, engine: AsyncEngine) -> _DescriptorWaker | _ThreadWaker:
-    if library().ifl_has_feature(b"queue-fd", len(b"queue-fd")):
+    if has_feature("queue-fd"):
         try:
             return _DescriptorWaker(queue, engine)
         except NotImplementedError:

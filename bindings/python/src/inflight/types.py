@@ -51,7 +51,8 @@ class EngineOptions(EngineLimits, total=False):
     spec: str | os.PathLike[str]
     """A model_spec.json under any name, in place of what the model says of its architecture."""
     device: str
-    """ "auto" (the default), "cpu", "cuda", "cuda:0", "cuda:0,1", or "echo", which answers with the prompt."""
+    """ "auto" (the default), "cpu", "cuda", "cuda:0", "cuda:0,1" (more than one: not supported yet), or "echo", which
+    answers with the prompt."""
     dtype: Dtype
     """Type to keep weights in."""
     log: Callable[[LogLevel, str], object] | None
