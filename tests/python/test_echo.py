@@ -116,8 +116,21 @@ class Echo(unittest.TestCase):
         self.assertTrue(wait_until(lambda: engine.stats.num_finished == 2))
         self.assertLess(engine.stats.num_output_tokens, 2000)
         stream.close()
-        with self.assertRaises(inflight.InvalidHandleError):
-            next(stream)
+        self.assertEqual((list(stream), stream.finish), ([], None))
+
+    def test_closing_a_stream_ends_its_iteration(self):
+        engine, length = self.engine("echo:1000"), 0
+        stream = engine.generate(LONG)
+        for chunk in stream:
+            length += len(chunk.text)
+            stream.close()
+        self.assertTrue(0 < length < 2000)
+        stream = engine.generate(LONG)
+        timer = threading.Timer(0.05, stream.close)
+        timer.start()
+        self.assertLess(len(stream.text()), 2000)
+        timer.join()
+        self.assertTrue(wait_until(lambda: engine.stats.num_finished == 2))
 
     def test_deadline(self):
         stream = self.engine("echo:5000").generate(LONG, timeout=0.04)
@@ -210,6 +223,39 @@ class Echo(unittest.TestCase):
         for thread in threads:
             thread.join()
         self.assertEqual(len(raised), 4)
+
+    def test_the_last_events_can_be_polled_after_close(self):
+        engine = self.engine("echo:1000")
+        ids = [engine.enqueue("x" * 500) for _ in range(3)]
+        self.assertTrue(wait_until(lambda: engine.stats.num_output_tokens > 10))
+        engine.close()
+        chunks = engine.poll()
+        ends = [chunk for chunk in chunks if chunk.finish is not None]
+        self.assertEqual(sorted(chunk.request_id for chunk in ends), ids)
+        self.assertTrue(all(isinstance(chunk.finish.error, inflight.ClosedError) for chunk in ends))
+        self.assertGreater(len("".join(chunk.text for chunk in chunks)), 0)
+        for _ in range(2):
+            with self.assertRaises(inflight.ClosedError):
+                engine.poll()
+
+    def test_close_while_another_thread_polls(self):
+        for _ in range(50):
+            engine, ended, raised = self.engine("echo:100"), [], []
+
+            def poll():
+                try:
+                    while True:
+                        ended.extend(chunk.request_id for chunk in engine.poll() if chunk.finish is not None)
+                except inflight.InflightError as error:
+                    raised.append(type(error))
+
+            thread = threading.Thread(target=poll)
+            thread.start()
+            ids = [engine.enqueue(LONG) for _ in range(3)]
+            time.sleep(0.002)
+            engine.close()
+            thread.join()
+            self.assertEqual((sorted(ended), raised), (ids, [inflight.ClosedError]))
 
     def test_use_after_close(self):
         engine = self.engine()

@@ -161,16 +161,34 @@ def encode_messages(messages: Sequence[Mapping[str, Any]]) -> bytes:
     return encode(json.dumps([dict(message) for message in messages], ensure_ascii=False))
 
 
-def poll(function: Any, handle: c_void_p, timeout_ms: int) -> list[Chunk]:
-    """Takes the events that wait; the library's memory is given back before this returns."""
+def poll(function: Any, handle: c_void_p, timeout_ms: int, kept: list[Chunk]) -> list[Chunk]:
+    """Takes the events that wait; the library's memory is given back before this returns.
+
+    An exception of a signal handler is raised where a call returns, and the events have left the library's queue by
+    then: they are added to `kept`.
+    """
     library_ = library()
     events = c_void_p()
-    call(function, handle, timeout_ms, byref(events))
+    chunks: list[Chunk] = []
     try:
-        num_events = library_.ifl_events_count(events)
-        return [_make_chunk(library_.ifl_events_get(events, index).contents) for index in range(num_events)]
-    finally:
-        library_.ifl_events_free(events)
+        try:
+            call(function, handle, timeout_ms, byref(events))
+            chunks = _make_chunks(events)
+        except BaseException:
+            chunks = _make_chunks(events)
+            raise
+        finally:
+            library_.ifl_events_free(events)
+    except BaseException:
+        kept += chunks
+        raise
+    return chunks
+
+
+def _make_chunks(events: c_void_p) -> list[Chunk]:
+    library_ = library()
+    num_events = library_.ifl_events_count(events)
+    return [_make_chunk(library_.ifl_events_get(events, index).contents) for index in range(num_events)]
 
 
 def _make_chunk(event: _abi.Event) -> Chunk:

@@ -60,7 +60,8 @@ class EngineOptions(EngineLimits, total=False):
     log_level: LogLevel
     """Most detailed level to pass to log."""
     progress: Callable[[int, int], bool | None] | None
-    """Gets the bytes of weights that are loaded and those in all; aborts by returning False or raising."""
+    """Gets the bytes of weights that are loaded and those in all; aborts by returning False or raising. Runs on another
+    thread than the main one."""
 
 
 class RequestOptions(TypedDict, total=False):
