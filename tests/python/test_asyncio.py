@@ -104,6 +104,15 @@ class WithDescriptor(unittest.IsolatedAsyncioTestCase):
             async with AsyncEngine("/nonexistent", device="cpu"):
                 pass
 
+    async def test_use_before_entering(self):
+        engine = AsyncEngine(device="echo")
+        for use in (lambda: engine.generate("x"), lambda: engine.chat("x"), lambda: engine.sync):
+            with self.assertRaisesRegex(RuntimeError, "async with"):
+                use()
+        await engine.aclose()
+        async with engine:
+            self.assertEqual(await engine.generate("x").text(), "x")
+
     async def test_close_in_flight(self):
         engine = await AsyncEngine(device="echo:5000").__aenter__()
         streams = [engine.generate(LONG) for _ in range(3)]

@@ -116,8 +116,21 @@ class Echo(unittest.TestCase):
         self.assertTrue(wait_until(lambda: engine.stats.num_finished == 2))
         self.assertLess(engine.stats.num_output_tokens, 2000)
         stream.close()
-        with self.assertRaises(inflight.InvalidHandleError):
-            next(stream)
+        self.assertEqual((list(stream), stream.finish), ([], None))
+
+    def test_closing_a_stream_ends_its_iteration(self):
+        engine, length = self.engine("echo:1000"), 0
+        stream = engine.generate(LONG)
+        for chunk in stream:
+            length += len(chunk.text)
+            stream.close()
+        self.assertTrue(0 < length < 2000)
+        stream = engine.generate(LONG)
+        timer = threading.Timer(0.05, stream.close)
+        timer.start()
+        self.assertLess(len(stream.text()), 2000)
+        timer.join()
+        self.assertTrue(wait_until(lambda: engine.stats.num_finished == 2))
 
     def test_deadline(self):
         stream = self.engine("echo:5000").generate(LONG, timeout=0.04)
@@ -211,6 +224,39 @@ class Echo(unittest.TestCase):
             thread.join()
         self.assertEqual(len(raised), 4)
 
+    def test_the_last_events_can_be_polled_after_close(self):
+        engine = self.engine("echo:1000")
+        ids = [engine.enqueue("x" * 500) for _ in range(3)]
+        self.assertTrue(wait_until(lambda: engine.stats.num_output_tokens > 10))
+        engine.close()
+        chunks = engine.poll()
+        ends = [chunk for chunk in chunks if chunk.finish is not None]
+        self.assertEqual(sorted(chunk.request_id for chunk in ends), ids)
+        self.assertTrue(all(isinstance(chunk.finish.error, inflight.ClosedError) for chunk in ends))
+        self.assertGreater(len("".join(chunk.text for chunk in chunks)), 0)
+        for _ in range(2):
+            with self.assertRaises(inflight.ClosedError):
+                engine.poll()
+
+    def test_close_while_another_thread_polls(self):
+        for _ in range(50):
+            engine, ended, raised = self.engine("echo:100"), [], []
+
+            def poll():
+                try:
+                    while True:
+                        ended.extend(chunk.request_id for chunk in engine.poll() if chunk.finish is not None)
+                except inflight.InflightError as error:
+                    raised.append(type(error))
+
+            thread = threading.Thread(target=poll)
+            thread.start()
+            ids = [engine.enqueue(LONG) for _ in range(3)]
+            time.sleep(0.002)
+            engine.close()
+            thread.join()
+            self.assertEqual((sorted(ended), raised), (ids, [inflight.ClosedError]))
+
     def test_use_after_close(self):
         engine = self.engine()
         engine.close()
@@ -269,6 +315,13 @@ class Echo(unittest.TestCase):
         engine = self.engine()
         for options in ({"max_tokens": -1}, {"max_tokens": 2**32}, {"priority": 2**31}, {"timeout": 0}, {"seed": -1}):
             with self.assertRaises(ValueError):
+                engine.generate("x", **options)
+        # The numbers that stand for options left out.
+        for options in ({"temperature": -1}, {"top_k": -1}, {"top_p": -1.0}, {"repetition_penalty": -1}):
+            with self.assertRaisesRegex(ValueError, "leave it out"):
+                engine.generate("x", **options)
+        for options in ({"logprobs": -1}, {"seed": 2**64 - 1}):
+            with self.assertRaisesRegex(ValueError, "leave it out"):
                 engine.generate("x", **options)
         for options in ({"max_tokns": 1}, {"max_tokens": 1.5}, {"stop": 5}):
             with self.assertRaises(TypeError):
@@ -348,6 +401,13 @@ class Library(unittest.TestCase):
         code = "import inflight; e = inflight.Engine(device='echo:1000'); s = e.generate('x' * 2000); next(s)"
         ended = self.run_python(code, INFLIGHT_LIBRARY=inflight._library.library()._name)
         self.assertEqual((ended.returncode, ended.stdout, ended.stderr), (0, "", ""))
+
+    def test_version_and_features(self):
+        number = inflight._library.library().ifl_version()
+        self.assertEqual(inflight.version(), f"{number // 10000}.{number // 100 % 100}.{number % 100}")
+        self.assertRegex(inflight.__version__, r"^\d+\.\d+\.\d+$")
+        self.assertTrue(inflight.has_feature("echo"))
+        self.assertFalse(any(inflight.has_feature(name) for name in ("teleport", "", "echo\0", "\ud800")))
 
     def test_another_version_is_refused(self):
         with self.assertRaisesRegex(inflight.LibraryNotFoundError, "0.2.0"):

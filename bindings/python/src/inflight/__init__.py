@@ -11,6 +11,8 @@ library is looked for in the file that INFLIGHT_LIBRARY names, or else in this p
 """
 
 from ._abi import Category, Dtype, FinishReason, LogLevel, Status
+from ._library import PACKAGE_VERSION as __version__
+from ._library import has_feature, version
 from .aio import AsyncEngine, AsyncStream
 from .engine import Engine, Queue, Stream
 from .errors import (
@@ -113,4 +115,7 @@ __all__ = [
     "TemplateFailedError",
     "UnknownRequestError",
     "UnsupportedError",
+    "__version__",
+    "has_feature",
+    "version",
 ]

@@ -39,6 +39,16 @@ _NUMBERS = {
 
 _OTHERS = {"timeout", "stop", "stop_tokens", "logit_bias"}
 
+_LEFT_OUT: dict[str, int] = {
+    "temperature": _abi.MODEL_DEFAULT,
+    "top_k": _abi.MODEL_DEFAULT,
+    "top_p": _abi.MODEL_DEFAULT,
+    "repetition_penalty": _abi.MODEL_DEFAULT,
+    "logprobs": -1,
+    "seed": _abi.RANDOM_SEED,
+}
+"""Values by which the library knows that an option was left out: nobody can ask for them."""
+
 _LIMITS: dict[Any, tuple[int, int]] = {
     c_uint32: (0, 2**32 - 1),
     c_int32: (-(2**31), 2**31 - 1),
@@ -99,12 +109,17 @@ class RequestArguments:
             self.c.num_prompt_tokens = len(prompt)
         for option, value in options.items():
             if option in _NUMBERS:
-                set_number(self.c, _NUMBERS[option], value, option)
+                self._set_option(option, value)
             elif option in _OTHERS:
                 getattr(self, f"_set_{option}")(value)
             else:
                 known = ", ".join(sorted([*_NUMBERS, *_OTHERS]))
                 raise TypeError(f"there is no option {option!r}; there are {known}")
+
+    def _set_option(self, option: str, value: Any) -> None:
+        set_number(self.c, _NUMBERS[option], value, option)
+        if getattr(self.c, _NUMBERS[option]) == _LEFT_OUT.get(option):
+            raise ValueError(f"{option} cannot be {value}; leave it out for the default")
 
     def _set_timeout(self, seconds: float) -> None:
         if not seconds > 0:
@@ -146,16 +161,34 @@ def encode_messages(messages: Sequence[Mapping[str, Any]]) -> bytes:
     return encode(json.dumps([dict(message) for message in messages], ensure_ascii=False))
 
 
-def poll(function: Any, handle: c_void_p, timeout_ms: int) -> list[Chunk]:
-    """Takes the events that wait; the library's memory is given back before this returns."""
+def poll(function: Any, handle: c_void_p, timeout_ms: int, kept: list[Chunk]) -> list[Chunk]:
+    """Takes the events that wait; the library's memory is given back before this returns.
+
+    An exception of a signal handler is raised where a call returns, and the events have left the library's queue by
+    then: they are added to `kept`.
+    """
     library_ = library()
     events = c_void_p()
-    call(function, handle, timeout_ms, byref(events))
+    chunks: list[Chunk] = []
     try:
-        num_events = library_.ifl_events_count(events)
-        return [_make_chunk(library_.ifl_events_get(events, index).contents) for index in range(num_events)]
-    finally:
-        library_.ifl_events_free(events)
+        try:
+            call(function, handle, timeout_ms, byref(events))
+            chunks = _make_chunks(events)
+        except BaseException:
+            chunks = _make_chunks(events)
+            raise
+        finally:
+            library_.ifl_events_free(events)
+    except BaseException:
+        kept += chunks
+        raise
+    return chunks
+
+
+def _make_chunks(events: c_void_p) -> list[Chunk]:
+    library_ = library()
+    num_events = library_.ifl_events_count(events)
+    return [_make_chunk(library_.ifl_events_get(events, index).contents) for index in range(num_events)]
 
 
 def _make_chunk(event: _abi.Event) -> Chunk:

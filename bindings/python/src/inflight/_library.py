@@ -64,6 +64,23 @@ def _version_text(version: int) -> str:
     return f"{version // 10000}.{version // 100 % 100}.{version % 100}"
 
 
+PACKAGE_VERSION = _version_text(_abi.VERSION)
+"""The version of this package, whose header and wheel have the same."""
+
+
+def version() -> str:
+    """The version of the library that is loaded, which can be later than the package's, __version__."""
+    return _version_text(library().ifl_version())
+
+
+def has_feature(name: str) -> bool:
+    """Whether the library was built with a feature: "cpu" or "cuda" (whether the machine has such a device is another
+    question), "echo", "gguf", "safetensors", or "queue-fd" (Queue.fileno). A name that it does not know gives False.
+    """
+    data = name.encode("utf-8", "surrogatepass")
+    return bool(library().ifl_has_feature(data, len(data)))
+
+
 def text_at(address: int | None, num_bytes: int) -> str:
     """UTF-8 from the library."""
     return ctypes.string_at(address, num_bytes).decode() if address and num_bytes else ""
@@ -97,8 +114,8 @@ def _take_error(status: int, error: c_void_p) -> InflightError:
 def take_text(function: Callable[..., int], *arguments: Any) -> str:
     """Calls a function that gives a buffer of text."""
     buffer, length = c_void_p(), c_uint64()
-    call(function, *arguments, byref(buffer))
     try:
+        call(function, *arguments, byref(buffer))
         return text_at(library().ifl_buffer_text(buffer, byref(length)), length.value)
     finally:
         library().ifl_buffer_free(buffer)
@@ -107,8 +124,8 @@ def take_text(function: Callable[..., int], *arguments: Any) -> str:
 def take_tokens(function: Callable[..., int], *arguments: Any) -> list[int]:
     """Calls a function that gives a buffer of token ids."""
     buffer, length = c_void_p(), c_uint64()
-    call(function, *arguments, byref(buffer))
     try:
+        call(function, *arguments, byref(buffer))
         tokens = library().ifl_buffer_tokens(buffer, byref(length))
         return list(tokens[: length.value]) if length.value else []
     finally:

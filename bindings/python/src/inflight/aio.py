@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ._convert import RequestArguments, chat_request, text_request
-from ._library import library
+from ._library import has_feature
 from .engine import Engine, Queue
 from .errors import InflightError
 from .types import Chunk, EngineOptions, Finish, Messages, Prompt, RequestOptions
@@ -101,27 +101,52 @@ class AsyncEngine:
             async for chunk in engine.chat("Why is the sky blue?"):
                 print(chunk.text, end="", flush=True)
 
-    `sync` is the same engine without asyncio, for what never waits: stats, tokenize, model_info and the like. One
-    queue serves all answers; its descriptor wakes the loop, or a thread where descriptors cannot.
+    One queue serves all answers; its descriptor wakes the loop, or a thread where descriptors cannot. Cancelling the
+    task that enters it aborts the loading; `progress` runs on the thread that loads.
     """
 
     def __init__(self, model: str | os.PathLike[str] = "", **options: Unpack[EngineOptions]) -> None:
-        self._make_engine = functools.partial(Engine, model, **options)
+        self._model = model
+        self._options = options
+        self._sync: Engine | None = None
         self._keys = itertools.count(1)
         # Answers that nobody holds any more are cancelled, so they must not be held here.
         self._streams: weakref.WeakValueDictionary[int, AsyncStream] = weakref.WeakValueDictionary()
         self._waker: _DescriptorWaker | _ThreadWaker | None = None
 
     async def __aenter__(self) -> Self:
-        self.sync = await asyncio.to_thread(self._make_engine)
+        self._sync = await self._load()
         self._queue = self.sync.queue()
         self._waker = _make_waker(self._queue, self)
         return self
+
+    async def _load(self) -> Engine:
+        given_up = threading.Event()
+        progress = self._options.get("progress")
+
+        def hear(bytes_done: int, bytes_total: int) -> bool | None:
+            if given_up.is_set():
+                return False
+            return progress(bytes_done, bytes_total) if progress is not None else None
+
+        options: EngineOptions = {**self._options, "progress": hear}
+        try:
+            return await asyncio.to_thread(functools.partial(Engine, self._model, **options))
+        finally:
+            # A cancelled task leaves the thread behind, which ends at the next progress.
+            given_up.set()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
         await self.aclose()
+
+    @property
+    def sync(self) -> Engine:
+        """The same engine without asyncio, for what never waits: stats, tokenize, model_info and the like."""
+        if self._sync is None:
+            raise RuntimeError("the engine is not loaded; enter it first, with `async with`")
+        return self._sync
 
     async def aclose(self) -> None:
         """Ends every request with ClosedError and frees the engine's memory. Closing twice does nothing."""
@@ -185,6 +210,10 @@ class _DescriptorWaker:
             # The descriptor stays readable from now on.
             self._loop.remove_reader(self._fd)
             self._engine._fail(failure)
+        except BaseException:
+            # What poll keeps where a signal handler raises does not make the descriptor readable.
+            self._loop.call_soon(self._drain)
+            raise
 
 
 class _ThreadWaker:
@@ -213,7 +242,7 @@ class _ThreadWaker:
 
 
 def _make_waker(queue: Queue, engine: AsyncEngine) -> _DescriptorWaker | _ThreadWaker:
-    if library().ifl_has_feature(b"queue-fd", len(b"queue-fd")):
+    if has_feature("queue-fd"):
         try:
             return _DescriptorWaker(queue, engine)
         except NotImplementedError:

@@ -17,7 +17,7 @@ from . import _abi, _convert
 from ._abi import Dtype, LogLevel, Status, TextFlags
 from ._convert import RequestArguments, chat_request, encode, encode_messages, fill, text_request, token_array
 from ._library import call, library, take_text, take_tokens, text_at
-from .errors import ClosedError
+from .errors import AbortedError, ClosedError, InflightError
 from .types import (
     Chunk,
     EngineLimits,
@@ -47,15 +47,18 @@ class Queue:
 
     def __init__(self, engine: Engine) -> None:
         self._handle = c_void_p()
-        call(library().ifl_queue_create, engine._live, byref(self._handle))
+        self._kept: list[Chunk] = []
+        # Before the call, at whose return a signal handler can raise; destroying no queue does nothing.
         self._destroy = weakref.finalize(self, library().ifl_queue_destroy, self._handle)
+        call(library().ifl_queue_create, engine._live, byref(self._handle))
 
     def poll(self, timeout: float | None = None) -> list[Chunk]:
         """Takes every event that waits. Waits for one at most `timeout` seconds, without it for as long as it takes.
 
-        Raises ClosedError, or what ended the engine, once the engine has ended and the queue is empty.
+        Raises ClosedError, or what ended the engine, once the engine has ended and the queue is empty. Events that a
+        KeyboardInterrupt meets come with the next call.
         """
-        return _poll_in_slices(library().ifl_queue_poll, self._handle, timeout)
+        return _poll_in_slices(library().ifl_queue_poll, self._handle, timeout, self._kept)
 
     def fileno(self) -> int:
         """A descriptor that is readable while events wait; it belongs to the queue."""
@@ -66,6 +69,11 @@ class Queue:
     def close(self) -> None:
         """Drops the events in it and cancels the requests that name it. Closing twice does nothing."""
         self._destroy()
+        self._kept.clear()
+
+    @property
+    def _is_open(self) -> bool:
+        return self._destroy.alive
 
     def __enter__(self) -> Self:
         return self
@@ -87,25 +95,36 @@ class Stream:
             raise
         self._waiting: list[Chunk] = []
         self.finish: Finish | None = None
-        """How it ended; None until the iteration has come to the end."""
+        """How it ended; None until the iteration has come to the end, and where it was closed before."""
 
     def __iter__(self) -> Iterator[Chunk]:
         return self
 
     def __next__(self) -> Chunk:
         """The next piece of output. Raises what the request failed with; cancelling and deadlines are no failures."""
-        while self.finish is None:
-            if not self._waiting:
-                self._waiting = self._queue.poll()[::-1]
+        while self.finish is None and self._queue._is_open:
+            waiting = self._waiting
+            if not waiting:
+                self._wait()
                 continue
-            chunk = self._waiting.pop()
+            chunk = waiting[-1]
             if chunk.finish is None:
+                # Not by pop, at whose return a signal handler could raise.
+                del waiting[-1]
                 return chunk
             self.finish = chunk.finish
             self._queue.close()
             if self.finish.error is not None:
                 raise self.finish.error
         raise StopIteration
+
+    def _wait(self) -> None:
+        try:
+            self._waiting = self._queue.poll()[::-1]
+        except InflightError:
+            if self._queue._is_open:
+                raise
+            # Another thread has closed the stream meanwhile, which ends the iteration.
 
     def text(self) -> str:
         """Waits for the end and returns the text of what has not been iterated over."""
@@ -116,9 +135,9 @@ class Stream:
         self._engine.cancel(self.id)
 
     def close(self) -> None:
-        """Cancels the request, and frees what waits to be read; the iteration then raises InvalidHandleError."""
-        self._waiting = []
+        """Cancels the request, and frees what waits to be read; the iteration is at its end then."""
         self._queue.close()
+        self._waiting = []
 
     def __enter__(self) -> Self:
         return self
@@ -132,10 +151,13 @@ class Engine:
 
     `model` is a model directory in Hugging Face layout or a GGUF file; `spec` is a file as inflight.spec writes it,
     under any name, which describes the architecture in place of what the model says of it. `device` is "auto" (the
-    default), "cpu", "cuda", "cuda:0", "cuda:0,1" or "echo", which needs no model and answers with the prompt. The other
-    options are those of ifl_engine_options, where 0 means "choose for me". `log` gets a LogLevel and a line, on threads of the
-    engine; `progress` gets the bytes of weights that are loaded and those in all, and aborts loading by returning
-    False or raising.
+    default), "cpu", "cuda", "cuda:0", "cuda:0,1" (more than one: not supported yet) or "echo", which needs no model and
+    answers with the prompt. The other options are those of ifl_engine_options, where 0 means "choose for me". `log`
+    gets a LogLevel and a line, on threads of the engine; `progress` gets the bytes of weights that are loaded and those
+    in all, and aborts loading by returning False or raising.
+
+    On the main thread Ctrl-C aborts loading, with KeyboardInterrupt: the model is loaded on a thread of its own there,
+    and `progress` runs on that. Elsewhere it runs on the thread that makes the engine.
     """
 
     def __init__(
@@ -151,20 +173,19 @@ class Engine:
         **limits: Unpack[EngineLimits],
     ) -> None:
         options = _make_options(model, spec, device, dtype, limits)
-        raised: list[BaseException] = []
         if log is not None:
             options.log_level = log_level
             options.log = _make_log_callback(log)
-        if progress is not None:
-            options.progress = _make_progress_callback(progress, raised)
         self._handle = c_void_p()
-        try:
-            call(library().ifl_engine_create, byref(options), byref(self._handle))
-        except Exception:
-            if raised:
-                raise raised[0] from None
-            raise
+        self._kept: list[Chunk] = []
+        self._closing = threading.RLock()
+        # Before the call, as in Queue.
         self._destroy = weakref.finalize(self, library().ifl_engine_destroy, self._handle)
+        try:
+            _create(options, self._handle, progress)
+        except BaseException:
+            self._destroy()
+            raise
 
     @staticmethod
     def plan(
@@ -211,8 +232,18 @@ class Engine:
         return Queue(self)
 
     def poll(self, timeout: float | None = None) -> list[Chunk]:
-        """Takes every event that waits in the engine's own queue, as Queue.poll does."""
-        return _poll_in_slices(library().ifl_engine_poll, self._live, timeout)
+        """Takes every event that waits in the engine's own queue, as Queue.poll does; the last ones after close."""
+        try:
+            return _hand_out(self._kept) or _poll_in_slices(library().ifl_engine_poll, self._live, timeout, self._kept)
+        except InflightError:
+            # Where another thread is in close, that takes the last events.
+            with self._closing:
+                chunks = _hand_out(self._kept)
+            if chunks:
+                return chunks
+            if not self._destroy.alive:
+                raise _closed_error() from None
+            raise
 
     def cancel(self, request_id: int) -> None:
         """Asks for a request's end within one step. Cancelling twice, or what has ended, does nothing."""
@@ -257,14 +288,31 @@ class Engine:
         return take_text(library().ifl_apply_chat_template, self._live, data, len(data), flags)
 
     def close(self) -> None:
-        """Ends every request with ClosedError and frees the engine's memory. Closing twice does nothing."""
-        self._destroy()
+        """Ends every request with ClosedError and frees the engine's memory. Closing twice does nothing.
+
+        The requests' last events can still be polled, after which polling raises ClosedError.
+        """
+        with self._closing:
+            try:
+                if self._destroy.alive:
+                    self._keep_last_events()
+            finally:
+                self._destroy()
+
+    def _keep_last_events(self) -> None:
+        """Stops the engine and takes what waits in its own queue, which goes with the engine."""
+        try:
+            call(library().ifl_engine_close, self._handle)
+            while chunks := _convert.poll(library().ifl_engine_poll, self._handle, 0, self._kept):
+                self._kept += chunks
+        except InflightError:
+            pass  # The queue is empty, or the engine is another process's.
 
     @property
     def _live(self) -> c_void_p:
         """The handle, for calls that need the engine to be there."""
         if not self._destroy.alive:
-            raise ClosedError("closed: the engine was closed", Status.CLOSED)
+            raise _closed_error()
         return self._handle
 
     def __enter__(self) -> Self:
@@ -305,10 +353,74 @@ def _make_log_callback(log: Callable[[LogLevel, str], object]) -> Any:
     return callback
 
 
-def _make_progress_callback(progress: Callable[[int, int], bool | None], raised: list[BaseException]) -> Any:
+def _closed_error() -> ClosedError:
+    return ClosedError("closed: the engine was closed", Status.CLOSED)
+
+
+def _create(options: _abi.EngineOptions, handle: c_void_p, progress: Callable[[int, int], bool | None] | None) -> None:
+    """Makes the engine of a handle, which stays NULL, or is destroyed by whoever sees it last, where that fails."""
+    given_up = threading.Event()
+    raised: list[BaseException] = []
+    options.progress = _make_progress_callback(progress, given_up, raised)
+
+    def create() -> None:
+        call(library().ifl_engine_create, byref(options), byref(handle))
+        if given_up.is_set():
+            library().ifl_engine_destroy(handle)
+
+    try:
+        if threading.current_thread() is threading.main_thread():
+            _run_interruptibly(create, given_up)
+        else:
+            create()
+    except AbortedError:
+        if raised:
+            raise raised[0] from None
+        raise
+
+
+def _run_interruptibly(work: Callable[[], None], given_up: threading.Event) -> None:
+    """Does work that takes long for the main thread, whose signals are handled between calls, on another one.
+
+    An exception of a signal handler sets `given_up`, at which the work ends, and is raised when it has ended.
+    """
+    failures: list[BaseException] = []
+    # Thread.join would take a thread for ended where a signal handler raises in it.
+    done = threading.Event()
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as failure:
+            failures.append(failure)
+        finally:
+            done.set()
+
+    # Not a daemon: one that calls back into Python while the interpreter ends would end the process.
+    thread = threading.Thread(target=run, name="inflight-load")
+    try:
+        thread.start()
+        _wait_in_slices(done)
+    except BaseException:
+        given_up.set()
+        if thread.ident is not None:
+            _wait_in_slices(done)
+        raise
+    if failures:
+        raise failures.pop()
+
+
+def _wait_in_slices(done: threading.Event) -> None:
+    while not done.wait(_SLICE_MS / 1000):
+        pass
+
+
+def _make_progress_callback(
+    progress: Callable[[int, int], bool | None] | None, given_up: threading.Event, raised: list[BaseException]
+) -> Any:
     def hear(_: Any, bytes_done: int, bytes_total: int) -> int:
         try:
-            return int(progress(bytes_done, bytes_total) is False)
+            return int(given_up.is_set() or (progress is not None and progress(bytes_done, bytes_total) is False))
         except BaseException as error:
             # No exception may leave a callback; it is raised again where loading has returned.
             raised.append(error)
@@ -317,12 +429,20 @@ def _make_progress_callback(progress: Callable[[int, int], bool | None], raised:
     return _abi.ProgressCallback(hear)
 
 
-def _poll_in_slices(function: Any, handle: c_void_p, timeout: float | None) -> list[Chunk]:
+def _hand_out(kept: list[Chunk]) -> list[Chunk]:
+    # No call stands between the two, so that no signal handler can raise there.
+    chunks, kept[:] = kept[:], []
+    return chunks
+
+
+def _poll_in_slices(function: Any, handle: c_void_p, timeout: float | None, kept: list[Chunk]) -> list[Chunk]:
+    if kept:
+        return _hand_out(kept)
     end = math.inf if timeout is None else time.monotonic() + timeout
     longest_ms = _SLICE_MS if threading.current_thread() is threading.main_thread() else _LONGEST_MS
     while True:
         left_ms = (end - time.monotonic()) * 1000
         slice_ms = max(0, math.ceil(left_ms) if left_ms < longest_ms else longest_ms)
-        chunks = _convert.poll(function, handle, slice_ms)
+        chunks = _convert.poll(function, handle, slice_ms, kept)
         if chunks or left_ms <= slice_ms:
             return chunks

@@ -51,7 +51,8 @@ class EngineOptions(EngineLimits, total=False):
     spec: str | os.PathLike[str]
     """A model_spec.json under any name, in place of what the model says of its architecture."""
     device: str
-    """ "auto" (the default), "cpu", "cuda", "cuda:0", "cuda:0,1", or "echo", which answers with the prompt."""
+    """ "auto" (the default), "cpu", "cuda", "cuda:0", "cuda:0,1" (more than one: not supported yet), or "echo", which
+    answers with the prompt."""
     dtype: Dtype
     """Type to keep weights in."""
     log: Callable[[LogLevel, str], object] | None
@@ -59,7 +60,8 @@ class EngineOptions(EngineLimits, total=False):
     log_level: LogLevel
     """Most detailed level to pass to log."""
     progress: Callable[[int, int], bool | None] | None
-    """Gets the bytes of weights that are loaded and those in all; aborts by returning False or raising."""
+    """Gets the bytes of weights that are loaded and those in all; aborts by returning False or raising. Runs on another
+    thread than the main one."""
 
 
 class RequestOptions(TypedDict, total=False):
