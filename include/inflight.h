@@ -183,7 +183,8 @@ typedef enum {
     IFL_MODEL_INVALID = 102,
     /// The model is well-formed but uses something that this version does not implement.
     IFL_MODEL_UNSUPPORTED = 103,
-    /// The bounded queue of requests is full. Poll, then try again.
+    /// Every place for a request is taken. Poll each queue that has requests, with a time limit, then try again; see
+    /// ifl_engine_enqueue.
     IFL_BUSY = 200,
     /// Host memory is short.
     IFL_OUT_OF_MEMORY = 201,
@@ -715,8 +716,8 @@ const char *ifl_status_name(ifl_status status);
 /// Threads: any, at any time. Errors: none. Since 0.1.0.
 ifl_category ifl_status_category(ifl_status status);
 
-/// 1 where the same call can succeed later without any change by the caller (after IFL_BUSY: once requests
-/// have ended and their last events are polled), 0 otherwise.
+/// 1 where the same call can succeed later without any change by the caller (after IFL_BUSY: once there is a place,
+/// see ifl_engine_enqueue), 0 otherwise.
 ///
 /// - status: any number; one that the library does not know gives 0.
 ///
@@ -831,6 +832,12 @@ ifl_status ifl_engine_plan(const ifl_engine_options *options,
 /// Hands a request to the engine and returns at once; the answer comes as events. Exactly one event of each
 /// accepted request, its last, is of kind IFL_EVENT_FINISHED.
 ///
+/// A request takes one of the engine's max_queued_requests places and gives it back when its last event is polled or,
+/// where its queue is destroyed, when it has ended, within one step after that. While every place is taken this call
+/// fails with IFL_BUSY. Then poll each queue that has requests, with a time limit, and try again: other queues may
+/// hold the places, and a place that comes back from a destroyed queue comes without an event, so that a poll of one
+/// queue without a limit might never return.
+///
 /// - engine: the engine.
 /// - request: what to do; read during the call only. Not NULL.
 /// - request_id: receives the request's id, never 0 and never used again by this engine; may be NULL. Another
@@ -839,7 +846,7 @@ ifl_status ifl_engine_plan(const ifl_engine_options *options,
 ///   no events.
 ///
 /// Threads: any, at any time. Never waits for the model; the prompt is tokenised on the calling thread.
-/// Errors: IFL_BUSY (poll, then try again); IFL_INVALID_ARGUMENT, IFL_INVALID_STRUCT_SIZE, IFL_INVALID_UTF8,
+/// Errors: IFL_BUSY, as above; IFL_INVALID_ARGUMENT, IFL_INVALID_STRUCT_SIZE, IFL_INVALID_UTF8,
 /// IFL_PROMPT_TOO_LONG, IFL_UNSUPPORTED, IFL_TEMPLATE_FAILED; IFL_INVALID_HANDLE, IFL_FORKED; IFL_CLOSED, or
 /// what ended the engine, such as IFL_DEVICE_LOST. Since 0.1.0.
 ifl_status ifl_engine_enqueue(ifl_engine *engine,
@@ -1000,7 +1007,8 @@ ifl_status ifl_queue_fd(ifl_queue *queue,
                         ifl_error **error);
 
 /// Ends a queue: events in it are dropped, its descriptor is closed, requests that name it are cancelled, those
-/// that wait for their first step included, and threads that wait in ifl_queue_poll return with IFL_CLOSED.
+/// that wait for their first step included, and threads that wait in ifl_queue_poll return with IFL_CLOSED. The
+/// requests' places are free when they have ended, within one step, and not yet when this call returns.
 ///
 /// - queue: the queue. NULL, a queue that was destroyed already, and one made before a fork by another
 ///   process are left alone.

@@ -16,11 +16,21 @@ scratch=$(mktemp -d "$2.XXXXXX")
 trap "rm -rf '${scratch//\'/\'\\\'\'}'" EXIT
 
 roots=()
+num_others=0
 # Archive members without symbols make nm complain.
-while read -r name; do
-  roots+=(-u "$name")
-done < <(nm --defined-only --extern-only --format=posix "$1" 2>/dev/null | sed -n 's/^\(ifl_[a-z0-9_]*\) T .*/\1/p')
+while read -r name type _; do
+  case "$name $type" in
+    ifl_*" T") roots+=(-u "$name") ;;
+    *" "[A-Z]) num_others=$((num_others + 1)) ;;
+  esac
+done < <(nm --defined-only --extern-only --format=posix "$1" 2>/dev/null)
 [ ${#roots[@]} -gt 0 ] || die "$1 defines no ifl_ function"
+# One that was installed is what it should be.
+if [ "$num_others" = 0 ]; then
+  cp "$1" "$scratch/libinflight.a"
+  mv -f "$scratch/libinflight.a" "$2"
+  exit
+fi
 
 # Without groups: the linker would take those of another Rust library for copies of these, whose names are local.
 ld -r --gc-sections --force-group-allocation "${roots[@]}" -o "$scratch/inflight.o" "$1"

@@ -16,6 +16,12 @@
 //
 // Lifetimes. A stream may outlive its engine, and then ends with IFL_CLOSED. What text(), tokens() and the like
 // point to lives as long as the batch they came from: in a loop over a stream, until the next round.
+//
+// Places. An engine takes max_queued_requests requests. Each keeps its place until its end has been read or, where its
+// stream or queue was destroyed before, until the engine has ended it, within one step. While all places are taken,
+// calls give IFL_BUSY at once. generate with a busy_timeout_ms tries again for as long, which is all there is to do
+// where other threads read the streams. Streams that the calling thread itself keeps unread hold their places for ever:
+// read one to its end or destroy it. After enqueue, poll every queue that has requests, with a time limit.
 
 #ifndef INFLIGHT_HPP
 #define INFLIGHT_HPP
@@ -24,6 +30,7 @@
 #include <inflight_request.hpp>
 
 #include <cassert>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <iterator>
@@ -31,6 +38,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -409,17 +417,24 @@ public:
 
     ifl_engine* get() const noexcept { return handle_.get(); }
 
-    /// Asks, and returns the answer at once as a range that waits for its pieces.
-    result<stream> generate(const request& request) const {
+    /// Asks, and returns the answer at once as a range that waits for its pieces. Where every place is taken, tries
+    /// again for `busy_timeout_ms` before it gives IFL_BUSY.
+    result<stream> generate(const request& request, std::uint32_t busy_timeout_ms = 0) const {
+        const auto give_up_at = std::chrono::steady_clock::now() + std::chrono::milliseconds(busy_timeout_ms);
         auto queue = make_queue();
         if (!queue)
             return queue.error();
         auto id = enqueue(request, queue->get());
+        while (id.status() == IFL_BUSY && std::chrono::steady_clock::now() < give_up_at) {
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));
+            id = enqueue(request, queue->get());
+        }
         if (!id)
             return id.error();
         return stream(get(), *std::move(queue), *id);
     }
-    /// Asks; the answer comes as events, here or in a queue. Returns the request's id.
+    /// Asks; the answer comes as events, here or in a queue. Returns the request's id. Never waits: after IFL_BUSY,
+    /// poll every queue that has requests, with a time limit, and try again.
     result<std::uint64_t> enqueue(const request& request, ifl_queue* queue = nullptr) const {
         std::uint64_t id = 0;
         auto done = request.with_c(queue, [&](const ifl_request& c) {

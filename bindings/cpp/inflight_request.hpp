@@ -92,10 +92,10 @@ struct options {
     }
 };
 
-/// One message of a chat.
+/// One message of a chat, with copies of its texts, so that a history of them may be kept.
 struct message {
-    std::string_view role;
-    std::string_view content;
+    std::string role;
+    std::string content;
 };
 
 /// What to ask, and how: the fields of ifl_request, with copies of the texts and lists. Start with one of the four

@@ -100,7 +100,9 @@ public:
 
     /// The engine without exceptions.
     const inflight::engine& inner() const noexcept { return inner_; }
-    stream generate(const request& request) const { return stream(get(inner_.generate(request))); }
+    stream generate(const request& request, std::uint32_t busy_timeout_ms = 0) const {
+        return stream(get(inner_.generate(request, busy_timeout_ms)));
+    }
     std::uint64_t enqueue(const request& request, ifl_queue* queue = nullptr) const {
         return get(inner_.enqueue(request, queue));
     }

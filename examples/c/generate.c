@@ -1,7 +1,8 @@
 /* Asks a model: streams one answer to the terminal, or runs many prompts together and shows each answer as it
  * ends.
  *
- *     cc -std=c99 -Iinclude examples/c/generate.c -Ltarget/release -linflight -o generate
+ *     cc -std=c99 -Iinclude -c examples/c/generate.c
+ *     cc -o generate generate.o -Ltarget/release -linflight -Wl,-rpath,"$PWD/target/release"
  */
 
 #define _POSIX_C_SOURCE 199309L /* clock_gettime */

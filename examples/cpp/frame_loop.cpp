@@ -2,7 +2,8 @@
 // engine has said since the last one, without waiting and for at most --cap-ms. Prints how long frames take without
 // an engine and with one.
 //
-//     c++ -std=c++17 -O2 -Iinclude -Ibindings/cpp examples/cpp/frame_loop.cpp -Ltarget/release -linflight -o frame_loop
+//     c++ -std=c++17 -O2 -Iinclude -Ibindings/cpp -c examples/cpp/frame_loop.cpp
+//     c++ -o frame_loop frame_loop.o -Ltarget/release -linflight -Wl,-rpath,"$PWD/target/release"
 
 #include <inflight.hpp>
 

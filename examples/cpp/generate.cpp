@@ -1,6 +1,7 @@
 // Asks a model: streams one answer to the terminal, or runs many prompts together and shows each answer as it ends.
 //
-//     c++ -std=c++17 -Iinclude -Ibindings/cpp examples/cpp/generate.cpp -Ltarget/release -linflight -o generate
+//     c++ -std=c++17 -Iinclude -Ibindings/cpp -c examples/cpp/generate.cpp
+//     c++ -o generate generate.o -Ltarget/release -linflight -Wl,-rpath,"$PWD/target/release"
 
 #include <inflight.hpp>
 

@@ -33,6 +33,20 @@ check_cpp_generate() {
   "$root/tests/examples.sh" "$work/generate-c" "$work/generate-cpp"
 }
 
+# The commands at the top of the examples give programs that start, with the library where cargo would leave it.
+check_example_commands() {
+  local folder=$work/example-commands example name commands
+  rm -rf "$folder" && mkdir -p "$folder/target" && ln -s "$prefix/lib" "$folder/target/release" &&
+    ln -s "$root/include" "$root/bindings" "$root/examples" "$folder" || return 1
+  for example in c/generate.c cpp/generate.cpp cpp/frame_loop.cpp; do
+    name=${example##*/}
+    commands=$(sed -nE 's,^( \*|//)     (cc|c\+\+) ,\2 ,p' "$root/examples/$example")
+    [ -n "$commands" ] && (cd "$folder" && eval "set -e; $commands; env -u LD_LIBRARY_PATH ./${name%.*} --help") |
+      grep -q '^usage:' || return 1
+    rm -f "$folder/${name%.*}"
+  done
+}
+
 # The programs in the README are what they say.
 check_cpp_readme() {
   local program
@@ -67,6 +81,7 @@ test_cpp() {
   suite "C++ with exceptions" "$work/test-throwing"
   suite "C++ under valgrind" "${memcheck[@]}" "$work/test-c++" echo
   check "C++ example" check_cpp_generate
+  check "Commands of the C and C++ examples" check_example_commands
   check "C++ README" check_cpp_readme
   check "C++ frame loop" check_cpp_frame_loop
 }

@@ -26,17 +26,45 @@ cmake_source() {
   fi
 }
 
-# Both ways to install give the same files. The prefix is moved afterwards: $moved is where all consumers find it.
+# check_cmake_install ARGUMENT: both ways to install give the same files. The argument says where CMake has the library
+# from. The prefix is moved afterwards: $moved is where all consumers find it.
 check_cmake_install() {
   rm -rf "$work/cmake-prefix" "$moved"
-  run_cmake "$work/cmake-build" "$root" "$(cmake_source)" -DCMAKE_INSTALL_LIBDIR=lib &&
+  run_cmake "$work/cmake-build" "$root" "$1" -DCMAKE_INSTALL_LIBDIR=lib &&
     cmake --install "$work/cmake-build" --prefix "$work/cmake-prefix" >/dev/null &&
     diff -r "$prefix" "$work/cmake-prefix" &&
     diff <(cd "$prefix" && find . -printf '%P %M %l\n' | sort) \
       <(cd "$work/cmake-prefix" && find . -printf '%P %M %l\n' | sort) || return 1
   readelf -d "$work/cmake-prefix/lib/libinflight.so" | grep -qF 'soname: [libinflight.so.0]' || return 1
+  cmp "$root/LICENSE-MIT" "$work/cmake-prefix/share/licenses/inflight/LICENSE-MIT" || return 1
   mv "$work/cmake-prefix" "$moved"
   ! grep -rIl "$work" "$moved"/lib/cmake "$moved"/lib/pkgconfig
+}
+
+# Debug information is left out, unless it is asked for; also from one prefix to another, where the library is a link.
+check_debug_info() {
+  local built=${INFLIGHT_PREBUILT:-$target/release} kept=$work/debug-info
+  ! readelf -SW "$prefix/lib/libinflight.so" | grep -F .debug_ || return 1
+  rm -rf "$kept"
+  "$root/scripts/install.sh" "$kept" --from "$built" --debug-info &&
+    cmp "$built/libinflight.so" "$kept/lib/libinflight.so" &&
+    run_cmake "$work/cmake-build" "$root" "-DINFLIGHT_PREBUILT=$kept/lib" -DINFLIGHT_DEBUG_INFO=ON \
+      -DCMAKE_INSTALL_LIBDIR=lib &&
+    cmake --install "$work/cmake-build" --prefix "$kept/again" >/dev/null &&
+    cmp "$built/libinflight.so" "$kept/again/lib/libinflight.so"
+  local status=$?
+  rm -rf "$kept"
+  return $status
+}
+
+# Without the static library, which a distribution may have in a package of its own, the shared one is found.
+check_shared_alone() {
+  mv "$moved/lib/libinflight.a" "$work/libinflight.a"
+  run_cmake "$work/consumer" "$root/tests/packaging/shared_alone" "-DCMAKE_PREFIX_PATH=$moved" &&
+    "$work/consumer/consumer"
+  local status=$?
+  mv "$work/libinflight.a" "$moved/lib/libinflight.a"
+  return $status
 }
 
 # A folder of libraries of another depth, as Debian has it.
@@ -99,15 +127,18 @@ check_static_library() {
 
 # The C tests of the ABI with the static library.
 check_static_behaviour() {
-  local files=("$root"/tests/c/{abi_test,abi_arguments,abi_requests,abi_lifetime,abi_shutdown,check}.c)
-  cc -std=c99 -O1 -I "$moved/include" "${files[@]}" \
+  local parts=("$root"/tests/c/{abi_test,abi_arguments,abi_requests,abi_lifetime,abi_shutdown,check}.c)
+  cc -std=c99 -O1 -I "$moved/include" "${parts[@]}" \
     -o "$work/abi-static" "$moved/lib/libinflight.a" -pthread -ldl -lm -lgcc_s && "$work/abi-static" | tail -n 1
 }
 
 test_packaging() {
   moved=$work/moved
-  check "CMake install" check_cmake_install
+  check "CMake install from an installed library" check_cmake_install "-DINFLIGHT_PREBUILT=$prefix/lib"
+  check "CMake install" check_cmake_install "$(cmake_source)"
+  check "Debug information" check_debug_info
   check "CMake find_package" check_consumer find_package "-DCMAKE_PREFIX_PATH=$moved"
+  check "CMake find_package without the static library" check_shared_alone
   check "CMake find_package below lib/x86_64-linux-gnu" check_deep_libdir
   check "CMake add_subdirectory" check_consumer add_subdirectory "-DINFLIGHT_SOURCE=$root" "$(cmake_source)"
   check "CMake FetchContent" check_consumer fetch_content "-DINFLIGHT_SOURCE=$root" "$(cmake_source)"

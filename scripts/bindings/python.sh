@@ -44,6 +44,8 @@ install_python_wheel() {
     python3 -m venv "$work/python" &&
     "$work/python/bin/pip" install --quiet --disable-pip-version-check --no-index "$work"/wheel/*.whl || return 1
   ls -lh "$work"/wheel/*.whl
+  cmp "$root/LICENSE-MIT" "$work"/python/lib/python3*/site-packages/inflight_llm-*.dist-info/licenses/LICENSE-MIT ||
+    return 1
   [ "$(find "$work/wheel" -name 'inflight_llm-*-py3-none-manylinux_2_*_x86_64.whl' | wc -l)" = 1 ]
 }
 

@@ -259,6 +259,12 @@ pub extern "C" fn ifl_engine_plan(
 /// Hands a request to the engine and returns at once; the answer comes as events. Exactly one event of each
 /// accepted request, its last, is of kind IFL_EVENT_FINISHED.
 ///
+/// A request takes one of the engine's max_queued_requests places and gives it back when its last event is polled or,
+/// where its queue is destroyed, when it has ended, within one step after that. While every place is taken this call
+/// fails with IFL_BUSY. Then poll each queue that has requests, with a time limit, and try again: other queues may
+/// hold the places, and a place that comes back from a destroyed queue comes without an event, so that a poll of one
+/// queue without a limit might never return.
+///
 /// - engine: the engine.
 /// - request: what to do; read during the call only. Not NULL.
 /// - request_id: receives the request's id, never 0 and never used again by this engine; may be NULL. Another
@@ -267,7 +273,7 @@ pub extern "C" fn ifl_engine_plan(
 ///   no events.
 ///
 /// Threads: any, at any time. Never waits for the model; the prompt is tokenised on the calling thread.
-/// Errors: IFL_BUSY (poll, then try again); IFL_INVALID_ARGUMENT, IFL_INVALID_STRUCT_SIZE, IFL_INVALID_UTF8,
+/// Errors: IFL_BUSY, as above; IFL_INVALID_ARGUMENT, IFL_INVALID_STRUCT_SIZE, IFL_INVALID_UTF8,
 /// IFL_PROMPT_TOO_LONG, IFL_UNSUPPORTED, IFL_TEMPLATE_FAILED; IFL_INVALID_HANDLE, IFL_FORKED; IFL_CLOSED, or
 /// what ended the engine, such as IFL_DEVICE_LOST. Since 0.1.0.
 #[unsafe(no_mangle)]

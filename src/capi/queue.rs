@@ -93,7 +93,8 @@ pub extern "C" fn ifl_queue_fd(
 }
 
 /// Ends a queue: events in it are dropped, its descriptor is closed, requests that name it are cancelled, those
-/// that wait for their first step included, and threads that wait in ifl_queue_poll return with IFL_CLOSED.
+/// that wait for their first step included, and threads that wait in ifl_queue_poll return with IFL_CLOSED. The
+/// requests' places are free when they have ended, within one step, and not yet when this call returns.
 ///
 /// - queue: the queue. NULL, a queue that was destroyed already, and one made before a fork by another
 ///   process are left alone.

@@ -50,7 +50,8 @@ pub enum ifl_status_value {
     IFL_MODEL_INVALID = 102,
     /// The model is well-formed but uses something that this version does not implement.
     IFL_MODEL_UNSUPPORTED = 103,
-    /// The bounded queue of requests is full. Poll, then try again.
+    /// Every place for a request is taken. Poll each queue that has requests, with a time limit, then try again; see
+    /// ifl_engine_enqueue.
     IFL_BUSY = 200,
     /// Host memory is short.
     IFL_OUT_OF_MEMORY = 201,
@@ -125,8 +126,8 @@ pub extern "C" fn ifl_status_category(status: ifl_status) -> ifl_category {
     guard_value(UNKNOWN, |_| known(status).map_or(UNKNOWN, |status| number_of_category(status.category())))
 }
 
-/// 1 where the same call can succeed later without any change by the caller (after IFL_BUSY: once requests
-/// have ended and their last events are polled), 0 otherwise.
+/// 1 where the same call can succeed later without any change by the caller (after IFL_BUSY: once there is a place,
+/// see ifl_engine_enqueue), 0 otherwise.
 ///
 /// - status: any number; one that the library does not know gives 0.
 ///

@@ -18,6 +18,9 @@ static_assert(!std::is_copy_constructible_v<inflight::queue> && !std::is_copy_co
 static_assert(std::is_nothrow_move_constructible_v<inflight::engine>);
 static_assert(std::is_nothrow_move_assignable_v<inflight::queue>);
 static_assert(std::is_copy_constructible_v<request>);
+// A history that is kept must not point into texts that are gone.
+static_assert(std::is_same_v<decltype(inflight::message::content), std::string>);
+static_assert(std::is_same_v<decltype(inflight::message::role), std::string>);
 
 bool is_utf8(std::string_view text) {
     std::size_t i = 0;
@@ -168,6 +171,40 @@ void says_busy_when_the_queue_is_full() {
     CHECK(must(must(engine.generate(request::text("third"))).rest()) == "third");
 }
 
+void waits_for_the_place_of_a_dropped_stream() {
+    inflight::options options;
+    options.max_queued_requests = 1;
+    auto engine = make_echo("echo:20000", options);
+    bool was_busy = false;
+    // Dropped in the middle of a step, unless this thread was not on time.
+    for (int round = 0; round < 50 && !was_busy; round++) {
+        {
+            auto dropped = must(engine.generate(request::text("dropped"), 10000));
+            CHECK(dropped.next().has_value());
+            std::this_thread::sleep_for(std::chrono::milliseconds(5));
+        }
+        was_busy = engine.generate(request::text("x")).status() == IFL_BUSY;
+        CHECK(must(must(engine.generate(request::text("next"), 10000)).rest()) == "next");
+    }
+    CHECK(was_busy);
+}
+
+void gives_up_where_no_place_comes_free() {
+    inflight::options options;
+    options.max_queued_requests = 1;
+    auto engine = make_echo("echo", options);
+    auto unread = must(engine.generate(request::text("unread")));
+    const auto start = std::chrono::steady_clock::now();
+    CHECK_FAILS(IFL_BUSY, "", engine.generate(request::text("x"), 50));
+    CHECK(std::chrono::steady_clock::now() - start >= std::chrono::milliseconds(50));
+    std::thread reader([&] {
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+        CHECK(must(unread.rest()) == "unread");
+    });
+    CHECK(must(must(engine.generate(request::text("next"), 10000)).rest()) == "next");
+    reader.join();
+}
+
 void runs_a_thousand_at_once() {
     auto engine = make_echo();
     std::vector<inflight::stream> answers;
@@ -279,6 +316,8 @@ const std::vector<test> echo_tests = {
     {"cancels_what_is_not_read", cancels_what_is_not_read},
     {"ends_at_the_deadline", ends_at_the_deadline},
     {"says_busy_when_the_queue_is_full", says_busy_when_the_queue_is_full},
+    {"waits_for_the_place_of_a_dropped_stream", waits_for_the_place_of_a_dropped_stream},
+    {"gives_up_where_no_place_comes_free", gives_up_where_no_place_comes_free},
     {"runs_a_thousand_at_once", runs_a_thousand_at_once},
     {"polls_many_through_one_queue", polls_many_through_one_queue},
     {"ends_streams_when_the_engine_goes", ends_streams_when_the_engine_goes},

@@ -41,6 +41,8 @@ int main() {
           "throws where a request is refused");
     check(throws(IFL_MODEL_NOT_FOUND, [] { inflight::throwing::engine({"/nonexistent", "cpu"}); }),
           "throws where a model is missing");
+    check(engine.generate(request::text("with time for a place"), 1000).rest() == "with time for a place",
+          "passes on how long to wait for a place");
     auto cancelled = engine.generate(request::text(std::string(2000, 'x')));
     cancelled.cancel();
     check(cancelled.rest().size() < 2000 && cancelled.finish().reason == IFL_FINISH_CANCELLED,
