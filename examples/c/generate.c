@@ -25,7 +25,7 @@ static const char usage[] =
     "  --many N             ask N times together, taking the prompts in turn\n"
     "  --max-tokens N       longest answer in tokens (default 256)\n"
     "  --temperature T      0 for the likeliest answer (default: what the model recommends)\n"
-    "  --device NAME        auto (default), cpu, cuda, cuda:0, cuda:0,1, or echo, which needs no model\n"
+    "  --device NAME        auto (default), cpu, cuda, cuda:0, or echo, which needs no model\n"
     "  --help               show this text\n"
     "\n"
     "One prompt is streamed. Several are enqueued at once and shown as they end.\n";

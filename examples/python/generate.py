@@ -23,7 +23,7 @@ MODEL is a model directory in Hugging Face layout or a GGUF file.
   --many N             ask N times together, taking the prompts in turn
   --max-tokens N       longest answer in tokens (default 256)
   --temperature T      0 for the likeliest answer (default: what the model recommends)
-  --device NAME        auto (default), cpu, cuda, cuda:0, cuda:0,1, or echo, which needs no model
+  --device NAME        auto (default), cpu, cuda, cuda:0, or echo, which needs no model
   --help               show this text
 
 One prompt is streamed. Several are enqueued at once and shown as they end.

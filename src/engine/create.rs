@@ -86,7 +86,7 @@ impl Device {
                 Error::invalid_argument(format!("device {name:?}: the part after cuda: is a device's number"))
             }),
             _ => Err(Error::invalid_argument(format!(
-                "device {name:?} is unknown; use auto, cpu, cuda, cuda:0, cuda:0,1 or echo"
+                "device {name:?} is unknown; use auto, cpu, cuda, cuda:0 or echo"
             ))),
         }
     }

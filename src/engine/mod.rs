@@ -126,7 +126,9 @@ impl Engine {
         let place = Place::take(&inner.shared.num_places_taken, max_requests).ok_or_else(|| {
             Error::new(
                 Status::Busy,
-                format!("{max_requests} requests run, wait or have ended unread; poll and try again"),
+                format!(
+                    "{max_requests} requests run, wait or have ended unread; poll every queue and try again"
+                ),
             )
         })?;
         if request.queue.as_ref().is_some_and(|queue| !queue.belongs_to(inner.shared.engine_id)) {

@@ -20,7 +20,7 @@ pub struct EngineArgs {
     #[arg(long, value_name = "FILE", alias = "spec-file")]
     pub spec: Option<PathBuf>,
 
-    /// Device: auto, cpu, cuda, cuda:0, cuda:0,1, or echo (no weights: gives the prompt back)
+    /// Device: auto, cpu, cuda, cuda:0, or echo (no weights: gives the prompt back)
     #[arg(long, default_value = "auto")]
     pub device: String,
 
