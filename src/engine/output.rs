@@ -27,6 +27,8 @@ pub(super) enum OutputMessage {
 pub(super) fn run(messages: Receiver<OutputMessage>, scheduler: Sender<Message>, shared: &Shared) {
     let mut output = Output { streams: HashMap::new(), scheduler };
     contain(&messages, &mut output, shared, |output| serve(&messages, output));
+    // Streams that are left at the end end themselves, before their queues do.
+    drop(output);
     shared.close_queues();
 }
 
@@ -52,7 +54,7 @@ fn contain(
     }
 }
 
-/// Streams that are left at the end end themselves.
+/// Runs until the scheduler thread is gone.
 fn serve(messages: &Receiver<OutputMessage>, output: &mut Output) {
     while let Ok(message) = messages.recv() {
         match message {

@@ -143,13 +143,17 @@ fn tied_head(spec: &ModelSpec) -> Option<&str> {
 /// silence. Loading may be aborted meanwhile.
 fn check_tied_head(spec: &ModelSpec, table: &TensorTable, progress: &mut Reporter<'_>) -> Result<()> {
     const CHUNK_BYTES: u64 = 1 << 20;
+    /// Whoever hears the progress may end it this often.
+    const REPORT_BYTES: u64 = 64 << 20;
     let Some(head) = tied_head(spec).and_then(|name| table.get(name)) else { return Ok(()) };
     let Some(embedding) = table.get(&spec.weights.embedding) else { return Ok(()) };
     let mut is_copy = head.encoding == embedding.encoding && head.shape == embedding.shape;
     let mut buffers = [vec![0; CHUNK_BYTES as usize], vec![0; CHUNK_BYTES as usize]];
     let mut start = 0;
     while is_copy && start < head.num_bytes {
-        progress.add(0)?;
+        if start.is_multiple_of(REPORT_BYTES) {
+            progress.add(0)?;
+        }
         let num_bytes = CHUNK_BYTES.min(head.num_bytes - start);
         let [head_bytes, embedding_bytes] =
             buffers.each_mut().map(|buffer| &mut buffer[..num_bytes as usize]);

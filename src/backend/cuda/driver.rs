@@ -7,8 +7,9 @@ use std::ptr;
 
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 
+use super::presence::{find_device, success};
 use crate::backend::{BackendError, BackendResult, DType};
-use crate::error::{Error, Result, Status};
+use crate::error::{Result, Status};
 
 /// Address in the device's memory.
 pub(super) type DevicePtr = sys::CUdeviceptr;
@@ -17,9 +18,6 @@ pub(super) type DevicePtr = sys::CUdeviceptr;
 /// parts do not run beside each other on one, and this one has room for a block of decode attention; the rest is
 /// first-level cache, which products of few rows need.
 const FORKED_CARVEOUT_PERCENT: u32 = 40;
-
-/// Oldest driver that runs this build's CUDA version, 13.0.
-const MIN_DRIVER_VERSION: c_int = 13_000;
 
 /// A device's primary context, which a host that uses CUDA itself shares, and a stream of our own in it.
 pub(super) struct Gpu {
@@ -47,35 +45,17 @@ unsafe impl Send for Gpu {}
 impl Gpu {
     /// Opens device `ordinal` with a stream of the highest priority that the device offers.
     pub(super) fn open(ordinal: u32) -> Result<Gpu> {
-        let unavailable = |message: String| Error::new(Status::DeviceUnavailable, message);
-        // SAFETY: looks for the library by name and closes it again.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(unavailable("the NVIDIA driver (libcuda) is not installed".to_owned()));
-        }
+        let device = find_device(ordinal)?;
         let check = |what: &str, result: CUresult| {
-            let status = match result {
-                CUresult::CUDA_SUCCESS => return Ok(()),
-                error if Fault::of(error) == Fault::Memory => Status::DeviceOutOfMemory,
-                _ => Status::DeviceUnavailable,
+            let status = match Fault::of(result) {
+                Fault::Memory => Status::DeviceOutOfMemory,
+                Fault::Arguments | Fault::Device => Status::DeviceUnavailable,
             };
-            Err(Error::new(status, format!("CUDA device {ordinal}: {what}: {}", describe(result))))
+            success(ordinal, what, status, result)
         };
-        let (mut version, mut count, mut device) = (0, 0, 0);
-        // SAFETY: all pointers are to locals that outlive the calls.
-        unsafe {
-            check("initialising the driver", sys::cuInit(0))?;
-            check("reading the driver's version", sys::cuDriverGetVersion(&mut version))?;
-            check("counting devices", sys::cuDeviceGetCount(&mut count))?;
-        }
-        check_version(version).map_err(unavailable)?;
-        let index = c_int::try_from(ordinal).ok().filter(|&index| index < count);
-        let index = index.ok_or_else(|| {
-            unavailable(format!("there is no CUDA device {ordinal}; the driver sees {count}"))
-        })?;
         let (mut context, stream) = (ptr::null_mut(), ptr::null_mut());
         // SAFETY: all pointers are to locals; the context is retained before it is used.
         unsafe {
-            check("opening", sys::cuDeviceGet(&mut device, index))?;
             check("creating a context", sys::cuDevicePrimaryCtxRetain(&mut context, device))?;
         }
         // From here on `Drop` releases what exists.
@@ -380,37 +360,6 @@ impl Drop for Gpu {
     }
 }
 
-/// The context that was current on a thread, which it is again when this is dropped there.
-pub struct HostContext {
-    /// Null where none was; `None` where there is no driver.
-    context: Option<sys::CUcontext>,
-}
-
-impl HostContext {
-    /// Keeps the calling thread's context.
-    pub fn keep() -> HostContext {
-        let mut context = ptr::null_mut();
-        // SAFETY: the library is looked for before it is called, and the pointer is to a local, which stays null
-        // where the call fails because nobody has initialised the driver yet.
-        let context = unsafe {
-            sys::is_culib_present().then(|| {
-                let _ = sys::cuCtxGetCurrent(&mut context);
-                context
-            })
-        };
-        HostContext { context }
-    }
-}
-
-impl Drop for HostContext {
-    fn drop(&mut self) {
-        let Some(context) = self.context else { return };
-        // SAFETY: the host had this context current and has not destroyed it, since its thread has been here. The
-        // call fails without harm where the driver was never initialised.
-        let _ = unsafe { sys::cuCtxSetCurrent(context) };
-    }
-}
-
 /// What an error of the driver says about the context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
@@ -550,17 +499,6 @@ impl Drop for Event {
         // SAFETY: nothing uses the event any more; an error of a lost device changes nothing.
         let _ = unsafe { sys::cuEventDestroy_v2(self.event) };
     }
-}
-
-/// Refuses a driver whose newest CUDA is older than this build's.
-fn check_version(version: c_int) -> std::result::Result<(), String> {
-    if version >= MIN_DRIVER_VERSION {
-        return Ok(());
-    }
-    let (major, minor) = (version / 1000, version % 1000 / 10);
-    Err(format!(
-        "the NVIDIA driver supports CUDA {major}.{minor}, but 13.0 is needed: install driver 580 or newer"
-    ))
 }
 
 fn lost(operation: &'static str, message: String) -> BackendError {

@@ -33,7 +33,7 @@ namespace Inflight
                     return;
                 string named = Environment.GetEnvironmentVariable(PathVariable);
                 List<string> places =
-                    string.IsNullOrEmpty(named) ? Places() : new List<string> { Path.GetFullPath(named) };
+                    string.IsNullOrEmpty(named) ? Places() : new List<string> { FileOrName(named) };
                 IntPtr library = IntPtr.Zero;
                 foreach (string place in places)
                 {
@@ -84,6 +84,10 @@ namespace Inflight
 
         internal static Version ToVersion(uint number) =>
             new Version((int)(number / 10000), (int)(number / 100 % 100), (int)(number % 100));
+
+        /// <summary>The path of a file, or a name alone, which the system is asked for.</summary>
+        private static string FileOrName(string named) =>
+            named.IndexOf('/') < 0 ? named : Path.GetFullPath(named);
 
         /// <summary>Paths of files, in order, and last the name that the system is asked for.</summary>
         private static List<string> Places()

@@ -61,7 +61,10 @@ class Queue:
         return _poll_in_slices(library().ifl_queue_poll, self._handle, timeout, self._kept)
 
     def fileno(self) -> int:
-        """A descriptor that is readable while events wait; it belongs to the queue."""
+        """A descriptor that is readable while events wait; it belongs to the queue.
+
+        Events that a poll had when Ctrl-C came wait for the next poll without it: poll once more before waiting.
+        """
         fd = c_int32()
         call(library().ifl_queue_fd, self._handle, byref(fd))
         return fd.value
