@@ -12,7 +12,7 @@ namespace Inflight
     {
         private readonly object gate = new object();
         private readonly Queue<Chunk> chunks = new Queue<Chunk>();
-        private readonly Engine engine;
+        private volatile Engine engine; // Null once the request has ended: an answer that is kept keeps no engine.
         private ulong number;
         private ulong requestId;
         private bool ended;
@@ -55,7 +55,7 @@ namespace Inflight
         }
 
         /// <summary>Asks for the request's end within one step; its last chunk follows.</summary>
-        public void Cancel() => engine.Cancel(requestId);
+        public void Cancel() => engine?.Cancel(requestId);
 
         /// <summary>Cancels the request if it has not ended, and drops what was not read.</summary>
         public void Dispose() => End(null);
@@ -83,7 +83,7 @@ namespace Inflight
         }
 
         /// <summary>The request was not accepted.</summary>
-        internal void Unregister() => engine.Streams.Remove(number);
+        internal void Unregister() => engine?.Streams.Remove(number);
 
         /// <summary>Called by the poller.</summary>
         internal void Put(Chunk chunk, Exception why, bool isLast)
@@ -104,6 +104,8 @@ namespace Inflight
                 }
                 toWake = Wake();
             }
+            if (isLast)
+                engine = null;
             toWake?.TrySetResult(true);
             // Waits for a callback that runs, which may take the lock.
             toEnd.Dispose();
@@ -144,8 +146,10 @@ namespace Inflight
                 toEnd = registration;
                 toWake = Wake();
             }
-            if (engine.Streams.Remove(number))
-                engine.Cancel(requestId);
+            Engine of = engine;
+            if (of != null && of.Streams.Remove(number))
+                of.Cancel(requestId);
+            engine = null;
             toWake?.TrySetResult(true);
             toEnd.Dispose();
         }
