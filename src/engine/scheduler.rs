@@ -351,6 +351,10 @@ impl Scheduler {
     /// Moves waiting sequences into the running set, in order of rank, while tokens, slots and blocks last. The
     /// first that does not fit ends the line, so that small requests do not starve large ones.
     fn admit(&mut self) {
+        // Most steps of a host that keeps up have nobody to admit, and need not ask what the running ones leave.
+        if self.waiting.is_empty() {
+            return;
+        }
         let mut leftover = Leftover::new(self.claims(), self.config.max_batched_tokens);
         let mut next = self.waiting.first_key_value().map(|(&rank, &id)| (rank, id));
         while let Some((rank, id)) = next {

@@ -13,9 +13,17 @@ use crate::model::spec::ModelSpec;
 /// Largest description of a model.
 pub(super) const MAX_JSON_BYTES: u64 = 4 << 20;
 
-/// The spec in a file, not validated yet.
+/// The spec in a file, validated.
 pub(super) fn read(path: &Path) -> Result<ModelSpec> {
-    parse(&read_small_file(path, MAX_JSON_BYTES)?).map_err(|error| Error::from(error).context(path.display()))
+    parse_validated(&read_small_file(path, MAX_JSON_BYTES)?)
+        .map_err(|error| Error::from(error).context(path.display()))
+}
+
+/// The spec in the bytes of a file, validated.
+pub(super) fn parse_validated(bytes: &[u8]) -> ModelResult<ModelSpec> {
+    let spec = parse(bytes)?;
+    spec.validate()?;
+    Ok(spec)
 }
 
 /// The bytes behind a byte order mark, which editors on Windows put before text.
@@ -23,7 +31,7 @@ pub(super) fn without_byte_order_mark(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
 }
 
-/// The spec in the bytes of a file.
+/// The spec in the bytes of a file, not validated yet.
 pub(super) fn parse(bytes: &[u8]) -> ModelResult<ModelSpec> {
     let json = |error: serde_json::Error| ModelError::invalid("JSON", error.to_string());
     let bytes = without_byte_order_mark(bytes);

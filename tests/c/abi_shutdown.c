@@ -20,15 +20,11 @@ static ifl_engine *make_stuck(void)
 {
     ifl_engine *engine = make_echo("echo:8000000", NULL);
     ifl_request request = IFL_REQUEST_INIT;
-    ifl_stats stats;
 
     request.prompt = "x";
     CHECK(ifl_engine_enqueue(engine, &request, NULL, NULL) == IFL_OK);
-    stats.struct_size = sizeof stats;
-    do {
-        CHECK(ifl_engine_stats(engine, &stats, NULL) == IFL_OK);
+    while (stats_of(engine).num_steps == 0)
         sleep_ms(1);
-    } while (stats.num_steps == 0);
     return engine;
 }
 
@@ -170,9 +166,9 @@ TEST(requests_of_a_destroyed_queue_do_not_wait_for_their_turn)
     start = now_ms();
     ifl_queue_destroy(queue);
     request.queue = NULL;
-    stats.struct_size = sizeof stats;
     do {
-        CHECK(ifl_engine_stats(engine, &stats, NULL) == IFL_OK && now_ms() - start < 5000);
+        stats = stats_of(engine);
+        CHECK(now_ms() - start < 5000);
         sleep_ms(1);
     } while (stats.num_finished < 2 || stats.num_waiting > 0);
     CHECK(ifl_engine_enqueue(engine, &request, NULL, NULL) == IFL_OK);
@@ -187,7 +183,6 @@ TEST(what_is_not_polled_stays_bounded)
     ifl_events *events = NULL;
     ifl_error *error = NULL;
     ifl_engine *engine;
-    ifl_stats stats;
     int i;
 
     options.max_queued_requests = 4;
@@ -196,11 +191,8 @@ TEST(what_is_not_polled_stays_bounded)
     request.prompt = "x";
     for (i = 0; i < 4; i++)
         CHECK(ifl_engine_enqueue(engine, &request, NULL, NULL) == IFL_OK);
-    stats.struct_size = sizeof stats;
-    do {
-        CHECK(ifl_engine_stats(engine, &stats, NULL) == IFL_OK);
+    while (stats_of(engine).num_finished < 4)
         sleep_ms(1);
-    } while (stats.num_finished < 4);
     for (i = 0; i < 20; i++)
         CHECK_FAILS(IFL_BUSY, ifl_engine_enqueue(engine, &request, NULL, &error));
     CHECK(ifl_engine_poll(engine, 0, &events, NULL) == IFL_OK && ifl_events_count(events) >= 8);

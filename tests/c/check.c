@@ -164,6 +164,15 @@ answer *ask(ifl_engine *engine, ifl_request *request)
     return into;
 }
 
+ifl_stats stats_of(ifl_engine *engine)
+{
+    ifl_stats stats;
+
+    stats.struct_size = sizeof stats;
+    CHECK(ifl_engine_stats(engine, &stats, NULL) == IFL_OK);
+    return stats;
+}
+
 int64_t now_ms(void)
 {
     struct timespec now;

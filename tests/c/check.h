@@ -53,6 +53,8 @@ void wait_for(ifl_engine *engine, answer *answers, uint64_t num_answers);
 answer *make_answers(uint64_t num_answers);
 /* Enqueues and waits for the one answer, to be freed. */
 answer *ask(ifl_engine *engine, ifl_request *request);
+/* The engine's statistics. */
+ifl_stats stats_of(ifl_engine *engine);
 /* Milliseconds of a monotonic clock. */
 int64_t now_ms(void);
 void sleep_ms(int milliseconds);

@@ -95,15 +95,12 @@ pub fn load_spec(checkpoint: &Checkpoint) -> Result<ModelSpec> {
 
 /// The same, or what the spec at `spec_path` says in place of the checkpoint's own description.
 pub fn load_spec_from(checkpoint: &Checkpoint, spec_path: Option<&Path>) -> Result<ModelSpec> {
-    let spec = match (spec_path, checkpoint) {
-        (Some(path), _) => spec_file::read(path)?,
-        (None, Checkpoint::Gguf(file)) => gguf::load_spec(file)?,
-        (None, Checkpoint::Directory(directory)) => from_directory(directory.path(), checkpoint)?,
-        (None, Checkpoint::Random(description)) => from_description(description.path(), checkpoint)?,
-    };
-    let path = spec_path.unwrap_or(checkpoint.path());
-    spec.validate().map_err(|error| at(path, error))?;
-    Ok(spec)
+    match (spec_path, checkpoint) {
+        (Some(path), _) => spec_file::read(path),
+        (None, Checkpoint::Gguf(file)) => gguf::load_spec(file),
+        (None, Checkpoint::Directory(directory)) => from_directory(directory.path(), checkpoint),
+        (None, Checkpoint::Random(description)) => from_description(description.path(), checkpoint),
+    }
 }
 
 fn from_directory(directory: &Path, checkpoint: &Checkpoint) -> Result<ModelSpec> {
@@ -128,7 +125,7 @@ fn from_description(path: &Path, checkpoint: &Checkpoint) -> Result<ModelSpec> {
     let spec = Config::parse(&bytes, checkpoint).and_then(|config| {
         let is_config = config.has("architectures") || config.has("model_type");
         match !is_config && config.has_key("family") {
-            true => spec_file::parse(&bytes),
+            true => spec_file::parse_validated(&bytes),
             false => from_config(&config),
         }
     });

@@ -65,7 +65,7 @@ const ARCHITECTURES: [Architecture; 16] = [
 const GEMMA: Architecture =
     Architecture { activation: Activation::GeluTanh, scales_embedding: true, ..USUAL };
 
-/// Describes the model of a file.
+/// Describes the model of a file, validated.
 pub(super) fn load_spec(file: &GgufFile) -> Result<ModelSpec> {
     const KEY: &str = "general.architecture";
     let name = file.metadata().text(KEY)?;
@@ -79,6 +79,7 @@ pub(super) fn load_spec(file: &GgufFile) -> Result<ModelSpec> {
     let keys = Keys::new(file, architecture.name);
     let mut spec = describe(&keys, architecture)?;
     (architecture.adjust)(&keys, &mut spec)?;
+    spec.validate().map_err(|error| at(file.path(), error))?;
     Ok(spec)
 }
 
