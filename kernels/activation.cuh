@@ -2,26 +2,37 @@
 
 #pragma once
 
-#include <cstdint>
+#include "common.cuh"
 
-// x * sigmoid(y), to about two units in the last place.
-__device__ inline float times_sigmoid(float x, float y) { return __fdividef(x, 1.0f + __expf(-y)); }
+// x / (1 + 2^y), to about two units in the last place; 0 for an infinite y, whatever x.
+__device__ inline float over_power(float x, float y) {
+  float power;
+  float inverse;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(y));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.0f + power));
+  return inverse == 0.0f ? 0.0f : x * inverse;
+}
 
 struct Silu {
-  __device__ static float apply(float x) { return times_sigmoid(x, x); }
+  __device__ static float apply(float x) { return over_power(x, -LOG2_E * x); }
 };
 
 struct Gelu {
-  __device__ static float apply(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678f)); }
+  __device__ static float apply(float x) {
+    const float share = 0.5f * (1.0f + erff(x * 0.70710678f));
+    return share == 0.0f ? 0.0f : x * share;
+  }
 };
 
 // 0.5 x (1 + tanh(y)) = x sigmoid(2 y) with y = sqrt(2 / pi) (x + 0.044715 x^3).
 struct GeluTanh {
-  __device__ static float apply(float x) { return times_sigmoid(x, x * (1.5957691f + 0.07135481f * x * x)); }
+  __device__ static float apply(float x) {
+    return over_power(x, x * (-1.5957691f * LOG2_E - 0.07135481f * LOG2_E * (x * x)));
+  }
 };
 
 struct QuickGelu {
-  __device__ static float apply(float x) { return times_sigmoid(x, 1.702f * x); }
+  __device__ static float apply(float x) { return over_power(x, -LOG2_E * 1.702f * x); }
 };
 
 // A NaN stays one, which fmaxf would drop.

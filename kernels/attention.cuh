@@ -36,7 +36,6 @@ struct AttentionParams {
 static_assert(sizeof(AttentionParams) == 144, "mirrored in attention.rs");
 
 constexpr float MINUS_INFINITY = -__builtin_huge_valf();
-constexpr float LOG2_E = 1.4426950408889634f;
 
 // A score, times log2(e), bounded by `cap`, likewise, where it is positive: cap * tanh(score / cap).
 __device__ inline float cap_score(float score, float cap) {

@@ -12,7 +12,7 @@
 // attention_combine: merges the items of a split row; one block per row and head, one thread per element.
 //
 // Head sizes 64, 80, 96, 128, 256; up to 8 or 16 heads at once. Blocks of the cache hold a multiple of 16 tokens, and
-// items start at one. Up to 8 heads, a block fits beside one of linear_sm90.cu on a multiprocessor.
+// items start at one.
 
 #include "attention.cuh"
 

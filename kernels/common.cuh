@@ -12,6 +12,7 @@
 
 constexpr int WARP_THREADS = 32;
 constexpr unsigned FULL_WARP = 0xffffffffu;
+constexpr float LOG2_E = 1.4426950408889634f;
 
 // A kernel may be launched while the one before it still runs (programmatic dependent launch, sm_90 and later), so
 // that its blocks are in place and hold what does not depend on the other when that ends. Such a kernel calls
@@ -33,6 +34,7 @@ __device__ inline void wait_for_predecessor() {
 
 // 8 elements of 2 bytes, loaded and stored at once.
 constexpr int VECTOR_ELEMENTS = 8;
+constexpr uint32_t VECTOR_BYTES = 16;
 
 __device__ inline float to_float(float value) { return value; }
 __device__ inline float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }

@@ -44,6 +44,14 @@ __device__ inline uint4 load_shared(uint32_t address) {
   return vector;
 }
 
+// Stores four 8 x 8 matrices of 2-byte elements, of which thread `i` holds elements 2 (i % 4) and 2 (i % 4) + 1 of
+// row i / 4; threads 8 m to 8 m + 7 say where the rows of matrix m go, 16 bytes each.
+__device__ inline void store_matrices(uint32_t row, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(a), "r"(b), "r"(c),
+               "r"(d)
+               : "memory");
+}
+
 // Four words per thread, of which thread `i` of a quad gets all of number `i`, in the order of the threads.
 __device__ inline uint4 gather_quad(const uint32_t (&words)[4]) {
   const bool is_odd = threadIdx.x % 2 == 1;
@@ -71,6 +79,14 @@ __device__ inline void arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
+// One arrival for a warp, after what its threads have read and written.
+__device__ inline void arrive_as_warp(uint32_t barrier) {
+  __syncwarp();
+  if (threadIdx.x % WARP_THREADS == 0) {
+    arrive(barrier);
+  }
+}
+
 // Arrives and lets the phase wait for `num_bytes` of copies more.
 __device__ inline void arrive_expecting(uint32_t barrier, uint32_t num_bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(num_bytes) : "memory");
@@ -94,9 +110,10 @@ __device__ inline uint32_t cluster_rank() {
   return rank;
 }
 
-// All threads of all blocks of the cluster meet.
-__device__ inline void sync_cluster() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\n"
+// All threads of all blocks of the cluster meet. Orders nothing that they wrote to memory: that would cost a fence over
+// the device.
+__device__ inline void meet_cluster() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\n"
                "barrier.cluster.wait.acquire.aligned;" ::
                    : "memory");
 }

@@ -3,54 +3,25 @@
 // input [rows, in_features] and weight [out_features, in_features] of T, out [rows, out_features] of T; widths are
 // multiples of 8. With an activation, out = activation(weight * input + bias), or with a gate, whose rows are the first
 // half of the weights, out = activation(gate) * up; a tile then holds the gate's and the other half's columns of the
-// same features, which meet in one thread.
+// same features. linear_added adds to out, with one pair of weight and input or two, through which k runs one after the
+// other. linear_rotated takes the weights of queries, keys and values, which go where rope_sm90.cuh says.
 //
 // A block computes tiles of 128 rows by COLUMNS columns: a warp copies (TMA), two warpgroups multiply (WGMMA), 64 rows
-// each. Two blocks of a cluster take neighbouring rows of the same columns, and each copies half of the weights' tile
-// for both. Blocks stay and take every gridDim-th pair of tiles, so that a tile's first copies run under the end of
-// the one before. Tiles follow each other down a band of rows before they step to the next columns: what a wave
-// reads fits the second-level cache.
+// each, and leave their sums, rounded to T, in shared memory, from where three more warps finish them while the next
+// tile is multiplied: what an end does costs the tensor cores no time. The last tile is finished by all of them. Two
+// blocks of a cluster take neighbouring rows of the same columns, and each copies half of the weights' tile for both.
+// Blocks stay and take every gridDim-th pair of tiles, so that a tile's first copies run under the end of the one
+// before. Tiles follow each other down a band of rows before they step to the next columns, so that a wave is about
+// square and reads little.
 
-#include "activation.cuh"
-#include "tiles_sm90.cuh"
+#include "finish_sm90.cuh"
+#include "rope_sm90.cuh"
 
-constexpr int CLUSTER = 2;
-constexpr int CONSUMER_WARPS = 8;
-// Another warpgroup copies, one warp of it.
-constexpr int THREADS = CONSUMER_WARPS * WARP_THREADS + WARPGROUP_THREADS;
+constexpr int THREADS = NUM_WARPS * WARP_THREADS;
 // Pairs of row tiles in a band.
 constexpr uint32_t BAND = 8;
 
-struct LinearParams {
-  // In boxes of TILE_ROWS rows.
-  TensorMap input;
-  // In boxes of half a tile's columns, which are rows of the weights.
-  TensorMap weight;
-  void *out;
-  // As many as the weights have rows, or null; where the kernel applies an activation.
-  const float *bias;
-  uint32_t rows;
-  uint32_t in_features;
-  // Of `out`.
-  uint32_t out_features;
-  // Activation, where the kernel applies one.
-  uint32_t function;
-  uint32_t reserved[24];
-};
-static_assert(sizeof(LinearParams) == 384, "mirrored in linear_sm90.rs");
-
-// What becomes of a sum.
-enum class Epilogue { NONE, PLAIN, GATED };
-
-template <int COLUMNS> using LinearShape = StageLayout<COLUMNS, (COLUMNS > 128 ? 4 : 6)>;
-
-// First row and column of a block's tile number `index` of its cluster; of `out`, whose columns are half as many as a
-// tile's with a gate.
-struct Tile {
-  uint32_t row;
-  uint32_t column;
-};
-
+// The tiles of a block: those that `blockIdx` starts with, one cluster's further on each.
 template <int OUT_COLUMNS> struct Tiles {
   uint32_t num_row_pairs;
   uint32_t num_columns;
@@ -59,54 +30,116 @@ template <int OUT_COLUMNS> struct Tiles {
       : num_row_pairs((params.rows + CLUSTER * TILE_ROWS - 1) / (CLUSTER * TILE_ROWS)),
         num_columns((params.out_features + OUT_COLUMNS - 1) / OUT_COLUMNS) {}
 
-  __device__ inline uint32_t count() const { return num_row_pairs * num_columns; }
+  // Of this block.
+  __device__ inline uint32_t count() const {
+    const uint32_t step = gridDim.x / CLUSTER;
+    return (num_row_pairs * num_columns - blockIdx.x / CLUSTER + step - 1) / step;
+  }
 
+  // The block's tile number `index`.
   __device__ inline Tile at(uint32_t index, uint32_t rank) const {
-    const uint32_t band = index / (BAND * num_columns);
+    const uint32_t place = blockIdx.x / CLUSTER + index * (gridDim.x / CLUSTER);
+    const uint32_t band = place / (BAND * num_columns);
     const uint32_t height = min(BAND, num_row_pairs - band * BAND);
-    const uint32_t within = index - band * BAND * num_columns;
+    const uint32_t within = place - band * BAND * num_columns;
     const uint32_t column = within / height;
     const uint32_t row_pair = band * BAND + within - column * height;
     return {(row_pair * CLUSTER + rank) * TILE_ROWS, column * OUT_COLUMNS};
   }
 };
 
+// Whole stages of k in `in_features`, as elements.
+__device__ inline uint32_t padded(uint32_t in_features) { return (in_features + STAGE_K - 1) / STAGE_K * STAGE_K; }
+
+// Where k ends. A second pair's starts at a stage of its own.
+__device__ inline uint32_t end_of_k(const LinearParams &params) { return params.in_features; }
+__device__ inline uint32_t end_of_k(const AddedParams &params) {
+  return padded(params.in_features) + params.second_in_features;
+}
+
+// The pair of operands at a place of k, and the place in them.
+struct Operands {
+  const TensorMap *input;
+  const TensorMap *weight;
+  uint32_t k;
+};
+
+__device__ inline Operands operands_at(const LinearParams &params, uint32_t k) {
+  return {&params.input, &params.weight, k};
+}
+__device__ inline Operands operands_at(const AddedParams &params, uint32_t k) {
+  const uint32_t first = padded(params.in_features);
+  return k < first ? Operands{&params.input, &params.weight, k}
+                   : Operands{&params.second_input, &params.second_weight, k - first};
+}
+
 // The copying warp.
-template <int COLUMNS, int OUT_COLUMNS>
-__device__ inline void copy_tiles(const LinearParams &params, LinearShape<COLUMNS> shared, uint32_t rank) {
+template <int COLUMNS, typename End> struct Copier {
   using Shape = LinearShape<COLUMNS>;
-  constexpr bool IS_GATED = COLUMNS != OUT_COLUMNS;
-  const Tiles<OUT_COLUMNS> tiles(params);
-  Ring<Shape::STAGES> ring;
-  for (uint32_t index = blockIdx.x / CLUSTER; index < tiles.count(); index += gridDim.x / CLUSTER) {
-    const Tile tile = tiles.at(index, rank);
+  static constexpr bool IS_GATED = End::OUT_COLUMNS != COLUMNS;
+
+  const typename End::Params &params;
+  const Shape shared;
+  const uint32_t rank;
+
+  __device__ inline void copy_input(uint32_t stage, const Tile &tile, uint32_t k) const {
+    const Operands operands = operands_at(params, k);
+    copy_box(shared.input(stage), operands.input, operands.k, tile.row, shared.full(stage));
+  }
+
+  // Announces what both copies bring, and starts that of the weights.
+  __device__ inline void copy_weight(uint32_t stage, const Tile &tile, uint32_t k) const {
+    const Operands operands = operands_at(params, k);
     // The half of the tile's columns that this block copies for both: the gate's or the other's, or the first or second.
-    const uint32_t weight_row = tile.column + rank * (IS_GATED ? params.out_features : COLUMNS / 2);
-    for (uint32_t k = 0; k < params.in_features; k += STAGE_K) {
-      wait(shared.empty(ring.stage), ring.parity ^ 1);
-      if (elect_lane()) {
-        const uint32_t full = shared.full(ring.stage);
-        arrive_expecting(full, Shape::STAGE_BYTES);
-        copy_box(shared.input(ring.stage), &params.input, k, tile.row, full);
-        copy_box_to((1 << CLUSTER) - 1, shared.weight(ring.stage) + rank * (Shape::WEIGHT_BYTES / CLUSTER),
-                    &params.weight, k, weight_row, full);
+    const uint32_t row = tile.column + rank * (IS_GATED ? params.out_features : COLUMNS / 2);
+    arrive_expecting(shared.full(stage), Shape::STAGE_BYTES);
+    copy_box_to((1 << CLUSTER) - 1, shared.weight(stage) + rank * (Shape::WEIGHT_BYTES / CLUSTER), operands.weight,
+                operands.k, row, shared.full(stage));
+  }
+
+  // The first stages' weights are on their way before the kernel before this one has ended.
+  __device__ inline void run() const {
+    const Tiles<End::OUT_COLUMNS> tiles(params);
+    const uint32_t end = end_of_k(params);
+    const uint32_t early_end = min(end, static_cast<uint32_t>(Shape::STAGES * STAGE_K));
+    if (elect_lane()) {
+      for (uint32_t k = 0; k < early_end; k += STAGE_K) {
+        copy_weight(k / STAGE_K, tiles.at(0, rank), k);
       }
+    }
+    wait_for_predecessor();
+    Ring<Shape::STAGES> ring;
+    for (uint32_t index = 0; index < tiles.count(); index++) {
+      const Tile tile = tiles.at(index, rank);
+      for (uint32_t k = 0; k < end; k += STAGE_K) {
+        wait(shared.empty(ring.stage), ring.parity ^ 1);
+        if (elect_lane()) {
+          if (index > 0 || k >= early_end) {
+            copy_weight(ring.stage, tile, k);
+          }
+          copy_input(ring.stage, tile, k);
+        }
+        ring.advance();
+      }
+    }
+    // The block stays until all that both blocks say to its barriers has arrived.
+    for (int stage = 0; stage < Shape::STAGES; stage++) {
+      wait(shared.empty(ring.stage), ring.parity ^ 1);
       ring.advance();
     }
   }
-}
+};
 
 // One of the multiplying warpgroups.
-template <typename T, int COLUMNS, Epilogue EPILOGUE> struct Consumer {
+template <typename T, int COLUMNS, typename End> struct Consumer {
   using Shape = LinearShape<COLUMNS>;
   using Sums = float[COLUMNS / 2];
-  static constexpr int OUT_COLUMNS = EPILOGUE == Epilogue::GATED ? COLUMNS / 2 : COLUMNS;
 
-  const LinearParams &params;
+  const typename End::Params &params;
   const Shape shared;
   Ring<Shape::STAGES> ring;
 
-  __device__ inline Consumer(const LinearParams &params, Shape shared) : params(params), shared(shared) {}
+  __device__ inline Consumer(const typename End::Params &params, Shape shared) : params(params), shared(shared) {}
 
   // Tells both blocks that this warp has read a stage.
   __device__ inline void release(uint32_t stage) const {
@@ -118,7 +151,7 @@ template <typename T, int COLUMNS, Epilogue EPILOGUE> struct Consumer {
   __device__ inline void multiply(Sums &sums) {
     const uint32_t first_row = threadIdx.x / WARPGROUP_THREADS * WARPGROUP_ROWS;
     uint32_t last_stage = 0;
-    for (uint32_t k = 0; k < params.in_features; k += STAGE_K) {
+    for (uint32_t k = 0; k < end_of_k(params); k += STAGE_K) {
       wait(shared.full(ring.stage), ring.parity);
       shared.template multiply<T>(sums, ring.stage, first_row, k > 0);
       if (k > 0) {
@@ -133,124 +166,113 @@ template <typename T, int COLUMNS, Epilogue EPILOGUE> struct Consumer {
     release(last_stage);
   }
 
-  // Of rows `row` and `row + 1` of the weights.
-  __device__ inline float2 load_bias(uint32_t row) const {
-    const bool has_bias = params.bias != nullptr && row < params.out_features * (COLUMNS / OUT_COLUMNS);
-    return has_bias ? *reinterpret_cast<const float2 *>(params.bias + row) : make_float2(0.0f, 0.0f);
+  // The same where the warpgroup has no rows.
+  __device__ inline void pass_over() {
+    for (uint32_t k = 0; k < end_of_k(params); k += STAGE_K) {
+      wait(shared.full(ring.stage), ring.parity);
+      release(ring.stage);
+      ring.advance();
+    }
   }
 
-  // Elements `i` and `i + 1` of the sums, and with a gate their counterparts, as two elements of `out`.
-  template <typename Function>
-  __device__ static inline uint32_t finish(const Sums &sums, int i, float2 bias, float2 up_bias) {
-    float2 value = make_float2(sums[i], sums[i + 1]);
-    if constexpr (EPILOGUE != Epilogue::NONE) {
-      value.x = Function::apply(value.x + bias.x);
-      value.y = Function::apply(value.y + bias.y);
-    }
-    if constexpr (EPILOGUE == Epilogue::GATED) {
-      value.x *= sums[i + COLUMNS / 4] + up_bias.x;
-      value.y *= sums[i + COLUMNS / 4 + 1] + up_bias.y;
-    }
-    return pack<T>(value.x, value.y);
-  }
-
-  template <typename Function> __device__ inline void store(const Sums &sums, const Tile &tile) const {
-    const uint32_t pair = threadIdx.x % 4;
-    const uint32_t row = tile.row + threadIdx.x / WARP_THREADS * 16 + threadIdx.x % WARP_THREADS / 4;
-    T *out = static_cast<T *>(params.out) + static_cast<uint64_t>(row) * params.out_features;
-    constexpr int GROUPS = OUT_COLUMNS / 8;
+  // Leaves the sums to the warps that finish them.
+  __device__ inline void stage(const Sums &sums) const {
+    const uint32_t lane = threadIdx.x % WARP_THREADS;
+    const uint32_t target = shared.sums(threadIdx.x / WARP_THREADS * 16 + lane % 16, lane / 16);
 #pragma unroll
-    for (int first = 0; first < GROUPS; first += 4) {
-      // Of both rows of the thread, in four groups of eight columns the pair that it holds.
-      uint32_t words[2][4] = {};
-#pragma unroll
-      for (int n = 0; n < 4 && first + n < GROUPS; n++) {
-        const uint32_t column = tile.column + (first + n) * 8 + 2 * pair;
-        const float2 bias = EPILOGUE == Epilogue::NONE ? float2() : load_bias(column);
-        const float2 up_bias = EPILOGUE == Epilogue::GATED ? load_bias(params.out_features + column) : float2();
-        words[0][n] = finish<Function>(sums, 4 * (first + n), bias, up_bias);
-        words[1][n] = finish<Function>(sums, 4 * (first + n) + 2, bias, up_bias);
-      }
-      const uint32_t column = tile.column + (first + pair) * 8;
-      const bool is_inside = first + pair < GROUPS && column < params.out_features;
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        const uint4 vector = gather_quad(words[half]);
-        if (is_inside && row + 8 * half < params.rows) {
-          *reinterpret_cast<uint4 *>(out + 8 * half * params.out_features + column) = vector;
-        }
-      }
+    for (int n = 0; n < COLUMNS / 16; n++) {
+      const float *pairs = sums + 8 * n;
+      store_matrices(target + 2 * n * VECTOR_BYTES, pack<T>(pairs[0], pairs[1]), pack<T>(pairs[2], pairs[3]),
+                     pack<T>(pairs[4], pairs[5]), pack<T>(pairs[6], pairs[7]));
     }
   }
 
-  __device__ inline void store_activated(const Sums &sums, const Tile &tile) const {
-    if constexpr (EPILOGUE == Epilogue::NONE) {
-      return store<Relu>(sums, tile);
-    }
-    switch (params.function) {
-    case 0:
-      return store<Silu>(sums, tile);
-    case 1:
-      return store<Gelu>(sums, tile);
-    case 2:
-      return store<GeluTanh>(sums, tile);
-    case 3:
-      return store<QuickGelu>(sums, tile);
-    case 4:
-      return store<Relu>(sums, tile);
-    default:
-      return store<ReluSquared>(sums, tile);
-    }
-  }
-
-  __device__ inline void run_all(uint32_t rank) {
-    const Tiles<OUT_COLUMNS> tiles(params);
-    for (uint32_t index = blockIdx.x / CLUSTER; index < tiles.count(); index += gridDim.x / CLUSTER) {
+  __device__ inline void run(uint32_t rank) {
+    const Tiles<End::OUT_COLUMNS> tiles(params);
+    for (uint32_t index = 0; index < tiles.count(); index++) {
+      const uint32_t first_row = tiles.at(index, rank).row + threadIdx.x / WARPGROUP_THREADS * WARPGROUP_ROWS;
       Sums sums;
-      multiply(sums);
-      store_activated(sums, tiles.at(index, rank));
+      const bool has_rows = first_row < params.rows;
+      if (has_rows) {
+        multiply(sums);
+      } else {
+        pass_over();
+      }
+      wait(shared.drained(), index % 2 ^ 1);
+      if (has_rows) {
+        stage(sums);
+      }
+      arrive_as_warp(shared.staged());
     }
   }
 };
 
-template <typename T, int COLUMNS, Epilogue EPILOGUE> __device__ inline void linear(const LinearParams &params) {
-  using Shape = LinearShape<COLUMNS>;
-  using Consumer = Consumer<T, COLUMNS, EPILOGUE>;
+// Finishes the tiles of the block. For the last one the warps that multiplied join.
+template <int COLUMNS, typename End>
+__device__ inline void finish_tiles(const typename End::Params &params, LinearShape<COLUMNS> shared, uint32_t rank) {
+  // One vector of a row to a lane; as many rows at once as fill a warp.
+  constexpr uint32_t VECTORS = End::OUT_COLUMNS / VECTOR_ELEMENTS;
+  constexpr uint32_t ROWS = WARP_THREADS / VECTORS;
+  const Tiles<End::OUT_COLUMNS> tiles(params);
+  const uint32_t last = tiles.count() - 1;
+  const uint32_t lane = threadIdx.x % WARP_THREADS;
+  // The finishers are the first, and the copying warp, which may be tiles ahead of the barriers, none of them.
+  const uint32_t warp = (threadIdx.x / WARP_THREADS + FINISHER_WARPS) % NUM_WARPS;
+  for (uint32_t index = warp < FINISHER_WARPS ? 0 : last; index <= last; index++) {
+    const Tile tile = tiles.at(index, rank);
+    const uint32_t num_warps = index == last ? FINISHER_WARPS + CONSUMER_WARPS : FINISHER_WARPS;
+    const uint32_t num_rows = tile.row < params.rows ? params.rows - tile.row : 0;
+    const Share share{tile, lane % VECTORS, warp * ROWS + lane / VECTORS,
+                      min(num_rows, static_cast<uint32_t>(TILE_ROWS)), num_warps * ROWS};
+    wait(shared.staged(), index % 2);
+    if (lane < ROWS * VECTORS && share.column() < params.out_features && share.first_row < share.end_row) {
+      End::run(params, shared, share);
+    }
+    if (index < last) {
+      arrive_as_warp(shared.drained());
+    }
+  }
+}
+
+template <typename T, int COLUMNS, typename End> __device__ inline void linear(const typename End::Params &params) {
   extern __shared__ __align__(1024) unsigned char memory[];
-  const Shape shared(memory);
+  const LinearShape<COLUMNS> shared(memory);
   const uint32_t rank = cluster_rank();
+  const uint32_t warp = threadIdx.x / WARP_THREADS;
   if (threadIdx.x == 0) {
     prefetch_map(&params.input);
     prefetch_map(&params.weight);
-    // One thread announces the copies; the warps of both blocks read what they bring.
-    shared.init_barriers(1, CLUSTER * CONSUMER_WARPS);
+    shared.init();
   }
-  sync_cluster();
-  wait_for_predecessor();
-  if (threadIdx.x >= CONSUMER_WARPS * WARP_THREADS) {
-    lower_registers<40>();
-    if (threadIdx.x < (CONSUMER_WARPS + 1) * WARP_THREADS) {
-      copy_tiles<COLUMNS, Consumer::OUT_COLUMNS>(params, shared, rank);
-    }
+  __syncwarp();
+  meet_cluster();
+  if (warp == CONSUMER_WARPS) {
+    Copier<COLUMNS, End>{params, shared, rank}.run();
   } else {
-    raise_registers<232>();
-    Consumer(params, shared).run_all(rank);
+    wait_for_predecessor();
+    if (warp < CONSUMER_WARPS) {
+      Consumer<T, COLUMNS, End>(params, shared).run(rank);
+    }
+    finish_tiles<COLUMNS, End>(params, shared, rank);
   }
+  __syncwarp();
   start_successor();
-  // Neither block ends while the other still arrives at its barriers.
-  sync_cluster();
+  meet_cluster();
 }
 
-#define LINEAR(NAME, T, COLUMNS, EPILOGUE)                                                                       \
+#define LINEAR(NAME, T, COLUMNS, ...)                                                                            \
   extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)                       \
-      NAME##_##COLUMNS(const __grid_constant__ LinearParams params) {                                            \
-    linear<T, COLUMNS, Epilogue::EPILOGUE>(params);                                                              \
+      NAME##_##COLUMNS(const __grid_constant__ __VA_ARGS__::Params params) {                                     \
+    linear<T, COLUMNS, __VA_ARGS__>(params);                                                                     \
   }
 
 #define LINEARS(DTYPE, T, COLUMNS)                                                                               \
-  LINEAR(linear_##DTYPE, T, COLUMNS, NONE)                                                                       \
-  LINEAR(linear_plain_##DTYPE, T, COLUMNS, PLAIN)                                                                \
-  LINEAR(linear_gated_##DTYPE, T, COLUMNS, GATED)
+  LINEAR(linear_##DTYPE, T, COLUMNS, Stored<T, COLUMNS>)                                                         \
+  LINEAR(linear_plain_##DTYPE, T, COLUMNS, Activated<T, COLUMNS, false>)                                         \
+  LINEAR(linear_gated_##DTYPE, T, COLUMNS, Activated<T, COLUMNS, true>)                                          \
+  LINEAR(linear_added_##DTYPE, T, COLUMNS, Added<T, COLUMNS>)                                                    \
+  LINEAR(linear_rotated_half_##DTYPE, T, COLUMNS, Rotated<T, COLUMNS, false>)                                    \
+  LINEAR(linear_rotated_interleaved_##DTYPE, T, COLUMNS, Rotated<T, COLUMNS, true>)
 
 LINEARS(bf16, __nv_bfloat16, 128)
 LINEARS(bf16, __nv_bfloat16, 192)

@@ -14,57 +14,7 @@
 // partners rotary_dim / 2 further on; of the interleaved pairing, 2 * LANES neighbours. LANES is 1 where rotary_dim
 // does not divide into vectors.
 
-#include "common.cuh"
-#include "step.cuh"
-
-struct RopeParams {
-  const StepHeader *header;
-  const uint32_t *positions;
-  const uint32_t *cache_places;
-  const float *table;
-  const float *bias;
-  // Null where queries and keys are not normalised; biases may be null alone.
-  const float *query_weight;
-  const float *query_bias;
-  const float *key_weight;
-  const float *key_bias;
-  void *qkv;
-  // The layer's part of the cache.
-  void *cache;
-  uint32_t num_heads;
-  uint32_t num_kv_heads;
-  uint32_t head_dim;
-  uint32_t rotary_dim;
-  uint32_t block_size;
-  // Infinity where there is none.
-  float clamp;
-  float epsilon;
-  // Layer norm instead of RMS norm.
-  uint32_t is_layer;
-  // All heads together instead of each by itself.
-  uint32_t takes_width;
-  // Leading elements of a head that are normalised; the rest is padding.
-  uint32_t head_len;
-};
-static_assert(sizeof(RopeParams) == 128, "mirrored in rope.rs");
-
-template <typename T> struct TokenHeads {
-  T *qkv;
-  // Places of the token's first key head and first value head.
-  T *keys;
-  T *values;
-  uint64_t cache_head_stride;
-};
-
-template <typename T> __device__ inline TokenHeads<T> locate(const RopeParams &params, uint32_t token) {
-  const uint32_t place = params.cache_places[token];
-  const uint64_t block = place / params.block_size;
-  const uint64_t offset = place % params.block_size;
-  const uint64_t head_stride = static_cast<uint64_t>(params.block_size) * params.head_dim;
-  T *keys = static_cast<T *>(params.cache) + block * 2 * params.num_kv_heads * head_stride + offset * params.head_dim;
-  const uint64_t width = static_cast<uint64_t>(params.num_heads + 2 * params.num_kv_heads) * params.head_dim;
-  return {static_cast<T *>(params.qkv) + token * width, keys, keys + params.num_kv_heads * head_stride, head_stride};
-}
+#include "rope.cuh"
 
 template <int ELEMENTS, typename T> __device__ inline void load(const T *source, float (&values)[ELEMENTS]) {
   if constexpr (ELEMENTS % 8 == 0) {
@@ -102,11 +52,6 @@ template <int ELEMENTS, typename T> __device__ inline void store(T *target, cons
       target[i] = from_float<T>(values[i]);
     }
   }
-}
-
-// Keeps a NaN, which fminf and fmaxf would drop.
-__device__ inline float clamp(float value, float limit) {
-  return value > limit ? limit : value < -limit ? -limit : value;
 }
 
 // Elements from `element` of a token's row on, with their biases, clamped; those that went through a norm have all
@@ -227,11 +172,7 @@ __device__ inline void rotate_halves(const RopeParams &params, const T *row, uin
   load_biased<LANES>(params, row, head + half + unit * LANES, second);
 #pragma unroll
   for (int i = 0; i < LANES; i++) {
-    const float cosine = angles[unit * LANES + i];
-    const float sine = angles[half + unit * LANES + i];
-    const float rotated = first[i] * cosine - second[i] * sine;
-    second[i] = second[i] * cosine + first[i] * sine;
-    first[i] = rotated;
+    rotate(first[i], second[i], angles[unit * LANES + i], angles[half + unit * LANES + i]);
   }
   store<LANES>(target + unit * LANES, first);
   store<LANES>(target + half + unit * LANES, second);
@@ -245,24 +186,23 @@ __device__ inline void rotate_neighbours(const RopeParams &params, const T *row,
   load_biased<2 * LANES>(params, row, head + unit * 2 * LANES, values);
 #pragma unroll
   for (int i = 0; i < LANES; i++) {
-    const float cosine = angles[unit * LANES + i];
-    const float sine = angles[half + unit * LANES + i];
-    const float rotated = values[2 * i] * cosine - values[2 * i + 1] * sine;
-    values[2 * i + 1] = values[2 * i + 1] * cosine + values[2 * i] * sine;
-    values[2 * i] = rotated;
+    rotate(values[2 * i], values[2 * i + 1], angles[unit * LANES + i], angles[half + unit * LANES + i]);
   }
   store<2 * LANES>(target + unit * 2 * LANES, values);
 }
 
 template <typename T, int LANES, bool IS_INTERLEAVED>
 __device__ inline void rope_and_write_kv(const RopeParams &params) {
+  // What the step's first kernels wrote is there before the kernel before this one has ended.
+  const uint32_t token = blockIdx.x;
+  const bool is_token = token < params.header->num_tokens;
+  const TokenHeads<T> heads = locate<T>(params, token, is_token ? params.cache_places[token] : 0);
+  const uint32_t position = is_token ? params.positions[token] : 0;
   wait_for_predecessor();
   start_successor();
-  const uint32_t token = blockIdx.x;
-  if (token >= params.header->num_tokens) {
+  if (!is_token) {
     return;
   }
-  const TokenHeads<T> heads = locate<T>(params, token);
   if (params.query_weight != nullptr) {
     normalize_heads<T>(params, heads.qkv);
   }
@@ -276,7 +216,7 @@ __device__ inline void rope_and_write_kv(const RopeParams &params) {
   };
 
   const uint32_t units = params.rotary_dim / 2 / LANES;
-  const float *angles = params.table + static_cast<uint64_t>(params.positions[token]) * params.rotary_dim;
+  const float *angles = params.table + static_cast<uint64_t>(position) * params.rotary_dim;
   for (uint32_t index = threadIdx.x; index < num_keys_end * units; index += blockDim.x) {
     const uint32_t head = index / units;
     const uint32_t unit = index % units;

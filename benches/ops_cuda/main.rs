@@ -2,10 +2,11 @@
 //! prints each as a share of what the card can do. Operations are launched one by one, so their figures include that;
 //! steps replay what was recorded, and print how long the device has nothing to compute between two of them.
 //!
-//! `cargo bench --bench ops_cuda`; arguments choose sections: `linear`, `experts`, `decode`, `prompt`, `small`,
-//! `step`.
+//! `cargo bench --bench ops_cuda`; arguments choose sections: `linear`, `projection`, `experts`, `decode`, `prompt`,
+//! `small`, `step`.
 
 mod experts;
+mod projection;
 mod step;
 
 use std::time::Instant;
@@ -28,6 +29,9 @@ fn main() {
     println!("{}", Cuda::new(0).expect("a CUDA device").device_name());
     if wants("linear") {
         bench_linear();
+    }
+    if wants("projection") {
+        projection::bench();
     }
     if wants("experts") {
         experts::bench();

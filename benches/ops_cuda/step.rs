@@ -5,7 +5,8 @@ use std::time::Instant;
 use inflight::backend::cuda::{Cuda, KvCache, Tensor};
 use inflight::backend::{
     Activate, Activation, AttentionShape, Backend, BackendLimits, BackendResult, Batch, DType, Delta,
-    Embedding, Head, KvLayout, Norm, QkvTransform, RopePairing, Scoring, TOKEN_FROM_SLOT,
+    Embedding, Head, KvLayout, Norm, Projection, QkvProjection, QkvTransform, RopePairing, Scoring,
+    TOKEN_FROM_SLOT,
 };
 
 use crate::{BF16, BLOCK, BYTES_PER_SECOND, GREEDY, noise, push, random_tensor};
@@ -101,25 +102,38 @@ impl Model {
         let Model { shape, table, cache, embedding, head, final_norm, layers, buffers } = self;
         let [residual, normed, qkv, attention, gate_up, gated, delta, logits] = buffers;
         gpu.embed(&Embedding::plain(embedding), residual)?;
-        let transform = QkvTransform::rotate(table, RopePairing::Half);
+        let mut waits = false;
         for (index, layer) in layers.iter().enumerate() {
-            let added = [(index > 0).then(|| Delta::plain(&*delta)), None];
+            let added = [waits.then(|| Delta::plain(&*delta)), None];
             gpu.add_norm(residual, added, &Norm::rms(&layer.norms[0], 1e-5), normed, rows)?;
-            gpu.linear(normed, &layer.qkv, qkv, rows)?;
-            gpu.rope_and_write_kv(qkv, &transform, shape, cache, index)?;
+            let transform = QkvTransform::rotate(table, RopePairing::Half);
+            let projection = QkvProjection { weight: &layer.qkv, transform, shape };
+            gpu.linear_qkv(normed, &projection, qkv, cache, index, rows)?;
             gpu.attention(qkv, shape, &Scoring::default(), cache, index, attention)?;
-            gpu.linear(attention, &layer.attention_output, delta, rows)?;
-            let added = [Some(Delta::plain(&*delta)), None];
+            waits = project(gpu, (attention, &layer.attention_output), residual, delta, rows)?;
+            let added = [waits.then(|| Delta::plain(&*delta)), None];
             gpu.add_norm(residual, added, &Norm::rms(&layer.norms[1], 1e-5), normed, rows)?;
-            gpu.linear(normed, &layer.gate_up, gate_up, rows)?;
-            gpu.activate(gate_up, &Activate::gated(Activation::Silu), gated, rows)?;
-            gpu.linear(gated, &layer.down, delta, rows)?;
+            let activate = Activate::gated(Activation::Silu);
+            gpu.linear_activate(normed, &layer.gate_up, &activate, (gate_up, gated), rows)?;
+            waits = project(gpu, (gated, &layer.down), residual, delta, rows)?;
         }
-        let added = [Some(Delta::plain(&*delta)), None];
+        let added = [waits.then(|| Delta::plain(&*delta)), None];
         gpu.add_norm(residual, added, &Norm::rms(final_norm, 1e-5), normed, rows)?;
         gpu.logits(normed, &Head::plain(head), logits)?;
         gpu.sample(logits)
     }
+}
+
+/// Whether the product waits in `delta`.
+fn project(
+    gpu: &mut Cuda,
+    (input, weight): (&Tensor, &Tensor),
+    residual: &mut Tensor,
+    delta: &mut Tensor,
+    rows: usize,
+) -> BackendResult<bool> {
+    let projection = Projection { input, weight, bias: None, delta };
+    Ok(!gpu.project([Some(projection), None], residual, rows)?)
 }
 
 const NUM_STEPS: usize = 128;

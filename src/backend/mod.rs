@@ -12,8 +12,8 @@ mod ops;
 
 pub use ops::{
     Activate, Activation, Alibi, AttentionShape, Delta, Embedding, ExpertLimits, ExpertWeighting, Feature,
-    Gating, Head, Mixture, Norm, NormExtent, NormKind, QkNorm, QkvTransform, Rope, RopePairing,
-    RouterScoring, Scoring, SharedResult,
+    Gating, Head, Mixture, Norm, NormExtent, NormKind, Projection, QkNorm, QkvProjection, QkvTransform, Rope,
+    RopePairing, RouterScoring, Scoring, SharedResult,
 };
 use thiserror::Error;
 
@@ -405,11 +405,11 @@ pub trait Backend: Send + 'static {
     }
 
     /// The operations from here up to [`Backend::next_branch`] and those from there up to [`Backend::join`] do not
-    /// depend on each other, and a backend may run them at the same time. In the last layer that holds for steps
-    /// alone in which every token is sampled: otherwise [`Backend::keep_sampled`], in the first branch, moves rows
-    /// that the second one reads.
-    fn fork(&mut self) -> BackendResult<()> {
-        Ok(())
+    /// depend on each other, and a backend may run them at the same time; returns whether it does. In the last layer
+    /// that holds for steps alone in which every token is sampled: otherwise [`Backend::keep_sampled`], in the first
+    /// branch, moves rows that the second one reads.
+    fn fork(&mut self) -> BackendResult<bool> {
+        Ok(false)
     }
 
     /// See [`Backend::fork`].
@@ -455,6 +455,21 @@ pub trait Backend: Send + 'static {
         rows: usize,
     ) -> BackendResult<()>;
 
+    /// Adds `weight · input + bias` of each projection to `residual`, per row, and returns true; their deltas hold
+    /// anything then. Or leaves that to the operation that follows: every delta becomes `weight · input`, and false
+    /// is returned.
+    fn project(
+        &mut self,
+        projections: [Option<Projection<'_, Self::Tensor>>; 2],
+        _residual: &mut Self::Tensor,
+        rows: usize,
+    ) -> BackendResult<bool> {
+        for Projection { input, weight, delta, .. } in projections.into_iter().flatten() {
+            self.linear(input, weight, delta, rows)?;
+        }
+        Ok(false)
+    }
+
     /// Transforms the queries, keys and values of the batch's tokens in place and writes keys and values to their
     /// places in layer `layer` of the cache; values' and unrotated elements' new values need not stand in `qkv`
     /// afterwards, those of queries do.
@@ -466,6 +481,22 @@ pub trait Backend: Send + 'static {
         cache: &mut Self::KvCache,
         layer: usize,
     ) -> BackendResult<()>;
+
+    /// [`Backend::linear`] and then [`Backend::rope_and_write_kv`]: `qkv = weight · input` for `rows` rows, no fewer
+    /// than the batch's tokens, whose queries are transformed in place and whose keys and values go to their places in
+    /// layer `layer` of the cache. Only those queries need stand in `qkv` afterwards.
+    fn linear_qkv(
+        &mut self,
+        input: &Self::Tensor,
+        projection: &QkvProjection<'_, Self::Tensor>,
+        qkv: &mut Self::Tensor,
+        cache: &mut Self::KvCache,
+        layer: usize,
+        rows: usize,
+    ) -> BackendResult<()> {
+        self.linear(input, projection.weight, qkv, rows)?;
+        self.rope_and_write_kv(qkv, &projection.transform, projection.shape, cache, layer)
+    }
 
     /// Causal attention of the batch's query heads over layer `layer` of the cache.
     /// `out` is `[tokens, num_heads * head_dim]`.

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{BackendError, BackendResult, KvLayout};
 
 /// How RoPE pairs the elements of a head.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RopePairing {
     /// Element `i` with `i + rotary_dim / 2` (most Hugging Face checkpoints).
@@ -129,6 +129,19 @@ impl<T> Clone for Delta<'_, T> {
 
 impl<T> Copy for Delta<'_, T> {}
 
+/// The last matrix product of a block, whose result belongs to the residual.
+#[derive(Debug)]
+pub struct Projection<'a, T> {
+    /// `[rows, in_features]`.
+    pub input: &'a T,
+    /// `[hidden, in_features]`.
+    pub weight: &'a T,
+    /// `[1, hidden]`, in f32.
+    pub bias: Option<&'a T>,
+    /// Where the product goes unless it is added to the residual at once, `[rows, hidden]`.
+    pub delta: &'a mut T,
+}
+
 /// Parameters of a norm: `(x - mean) / deviation * weight + bias`, both in f32.
 #[derive(Debug)]
 pub struct Norm<'a, T> {
@@ -175,6 +188,17 @@ impl<'a, T> QkvTransform<'a, T> {
     pub fn rotate(table: &'a T, pairing: RopePairing) -> Self {
         Self { bias: None, clamp: None, norm: None, rope: Some(Rope { table, pairing }) }
     }
+}
+
+/// The projection to queries, keys and values, and what happens to them before attention.
+#[derive(Debug)]
+pub struct QkvProjection<'a, T> {
+    /// `[qkv_width, hidden]`.
+    pub weight: &'a T,
+    /// What follows the product.
+    pub transform: QkvTransform<'a, T>,
+    /// The heads.
+    pub shape: &'a AttentionShape,
 }
 
 /// Norm of queries and keys.

@@ -2,8 +2,8 @@
 
 use crate::backend::{
     Activate, AttentionShape, Backend, BackendLimits, BackendResult, Batch, DType, Delta, Embedding, Head,
-    Mixture, Norm, NormExtent, QkNorm, QkvTransform, Rope, RopePairing, Sampled, Scoring, SharedResult,
-    SlotState,
+    Mixture, Norm, NormExtent, Projection, QkNorm, QkvProjection, QkvTransform, Rope, RopePairing, Sampled,
+    Scoring, SharedResult, SlotState,
 };
 use crate::error::Result;
 use crate::format::Checkpoint;
@@ -146,30 +146,28 @@ impl<B: Backend> LoadedModel<B> {
     /// works on the rows that are sampled alone.
     fn run(&mut self, backend: &mut B, mut rows: usize) -> BackendResult<()> {
         self.embed(backend, rows)?;
-        // What a block adds to the residual is added by the norm that follows it.
+        // What a block adds to the residual is added by its last projection, or by the norm that follows it.
         let mut waiting = NOTHING;
         for layer in 0..self.weights.layers.len() {
             match self.axes.block {
                 BlockShape::Sequential => {
                     self.add_norm(backend, waiting, NormPlace::Attention { layer }, rows)?;
                     let attention = self.attention_block(backend, layer, &mut rows)?;
-                    self.add_norm(backend, [Some(attention), None], NormPlace::Mlp { layer }, rows)?;
-                    waiting = [Some(self.mlp_block(backend, layer, rows)?), None];
+                    waiting = self.project(backend, [Some(attention), None], rows)?;
+                    self.add_norm(backend, waiting, NormPlace::Mlp { layer }, rows)?;
+                    let mlp = self.mlp_block(backend, layer, rows)?;
+                    waiting = self.project(backend, [Some(mlp), None], rows)?;
                 }
                 BlockShape::Parallel => {
                     self.add_norm(backend, waiting, NormPlace::Attention { layer }, rows)?;
-                    backend.fork()?;
-                    let attention = self.attention_block(backend, layer, &mut rows)?;
-                    backend.next_branch()?;
-                    let mlp = self.mlp_block(backend, layer, rows)?;
-                    backend.join()?;
-                    waiting = [Some(attention), Some(mlp)];
+                    waiting = self.parallel_blocks(backend, layer, &mut rows)?;
                 }
                 BlockShape::ParallelTwoNorms => {
                     self.add_norm(backend, waiting, NormPlace::Attention { layer }, rows)?;
                     let attention = self.attention_block(backend, layer, &mut rows)?;
                     self.add_norm(backend, NOTHING, NormPlace::Mlp { layer }, rows)?;
-                    waiting = [Some(attention), Some(self.mlp_block(backend, layer, rows)?)];
+                    let mlp = self.mlp_block(backend, layer, rows)?;
+                    waiting = self.project(backend, [Some(attention), Some(mlp)], rows)?;
                 }
                 BlockShape::Sandwich => {
                     self.add_norm(backend, NOTHING, NormPlace::Attention { layer }, rows)?;
@@ -226,49 +224,95 @@ impl<B: Backend> LoadedModel<B> {
 
     /// Adds a block's result to the residual by way of its own norm: `residual += norm(block)`.
     fn norm_add(&mut self, backend: &mut B, block: Waiting, rows: usize) -> BackendResult<()> {
+        self.project_apart(backend, block, rows)?;
         let Self { weights, activations, axes, .. } = self;
         let Activations { residual, attention_delta, mlp_delta, .. } = activations;
         let delta = weights.delta(block, attention_delta, mlp_delta.as_ref());
         backend.norm_add(delta, &axes.norm(weights.post_norm(block)), residual, rows)
     }
 
-    /// Attention of layer `layer` over `normed`, or over the residual where no norm stands before it.
-    /// After the last layer's, `rows` are fewer.
+    /// The last projections of `blocks`: the backend adds them to the residual, or they wait for the norm that
+    /// follows, which is returned. Results of experts, which need no projection, always wait.
+    fn project(
+        &mut self,
+        backend: &mut B,
+        blocks: [Option<Waiting>; 2],
+        rows: usize,
+    ) -> BackendResult<[Option<Waiting>; 2]> {
+        let Self { weights, activations, .. } = self;
+        let (projections, residual) = projections(activations, weights, blocks);
+        let is_added = backend.project(projections, residual, rows)?;
+        Ok(blocks.map(|block| block.filter(|&block| !is_added || weights.projection(block).is_none())))
+    }
+
+    /// The last projection of `block`, whose result waits.
+    fn project_apart(&mut self, backend: &mut B, block: Waiting, rows: usize) -> BackendResult<()> {
+        let Self { weights, activations, .. } = self;
+        let ([projection, _], _) = projections(activations, weights, [Some(block), None]);
+        let Some(Projection { input, weight, delta, .. }) = projection else { return Ok(()) };
+        backend.linear(input, weight, delta, rows)
+    }
+
+    /// Attention and MLP of layer `layer` over one norm, and what waits after them. Where they run at the same time
+    /// each has a projection of its own; otherwise both projections are one operation.
+    fn parallel_blocks(
+        &mut self,
+        backend: &mut B,
+        layer: usize,
+        rows: &mut usize,
+    ) -> BackendResult<[Option<Waiting>; 2]> {
+        let is_forked = backend.fork()?;
+        let attention = self.attention_block(backend, layer, rows)?;
+        if is_forked {
+            self.project_apart(backend, attention, *rows)?;
+        }
+        backend.next_branch()?;
+        let mlp = self.mlp_block(backend, layer, *rows)?;
+        if is_forked {
+            self.project_apart(backend, mlp, *rows)?;
+        }
+        backend.join()?;
+        let waiting = [Some(attention), Some(mlp)];
+        if is_forked { Ok(waiting) } else { self.project(backend, waiting, *rows) }
+    }
+
+    /// Attention of layer `layer` over `normed`, or over the residual where no norm stands before it, up to its
+    /// projection. After the last layer's, `rows` are fewer.
     fn attention_block(&mut self, backend: &mut B, layer: usize, rows: &mut usize) -> BackendResult<Waiting> {
         let Self { weights, rope_tables, kv_cache, activations, axes } = self;
-        let Activations { residual, normed, qkv, attention, attention_delta, .. } = activations;
+        let Activations { residual, normed, qkv, attention, .. } = activations;
         let is_last = layer + 1 == weights.layers.len();
         let weights = &weights.layers[layer];
         let (scoring, rope_table) = &axes.layers[layer];
         let input = if axes.block == BlockShape::PostNorm { &*residual } else { &*normed };
-        backend.linear(input, &weights.qkv.weight, qkv, *rows)?;
         let transform = QkvTransform {
             bias: weights.qkv.bias.as_ref(),
             clamp: axes.qkv_clamp,
             norm: axes.qk_norm(weights),
             rope: rope_table.map(|index| Rope { table: &rope_tables[index], pairing: axes.rope_pairing }),
         };
-        backend.rope_and_write_kv(qkv, &transform, &axes.heads, kv_cache, layer)?;
+        let projection = QkvProjection { weight: &weights.qkv.weight, transform, shape: &axes.heads };
+        backend.linear_qkv(input, &projection, qkv, kv_cache, layer, *rows)?;
         backend.attention(qkv, &axes.heads, scoring, kv_cache, layer, attention)?;
         if is_last {
             *rows = backend.keep_sampled(&mut [&mut *attention, residual, normed], *rows)?;
         }
-        backend.linear(attention, &weights.attention_output.weight, attention_delta, *rows)?;
         Ok(Waiting::Attention { layer })
     }
 
-    /// MLP or experts of layer `layer` over `normed`, or over the residual where no norm stands before them.
+    /// MLP of layer `layer`, up to its last projection, or experts, over `normed`, or over the residual where no norm
+    /// stands before them.
     fn mlp_block(&mut self, backend: &mut B, layer: usize, rows: usize) -> BackendResult<Waiting> {
         let Self { weights, activations, axes, .. } = self;
         let Activations { residual, normed, mlp, experts, attention_delta, mlp_delta, .. } = activations;
         let input = if axes.block == BlockShape::PostNorm { residual } else { normed };
-        let out = mlp_delta.as_mut().unwrap_or(attention_delta);
         match &weights.layers[layer].mlp {
             LayerMlp::Dense(weights) => {
                 let buffers = mlp.as_mut().expect("planned with the weights");
-                dense_mlp(backend, axes.mlp, weights, (input, out), buffers, rows)?;
+                activate_mlp(backend, axes.mlp, weights, input, buffers, rows)?;
             }
             LayerMlp::Experts(weights) => {
+                let out = mlp_delta.as_mut().unwrap_or(attention_delta);
                 let buffers = experts.as_mut().expect("planned with the weights");
                 expert_mlp(backend, axes, weights, (input, out), buffers, rows)?;
             }
@@ -289,20 +333,43 @@ impl<B: Backend> LoadedModel<B> {
     }
 }
 
-/// `out = down(activation(up(input)))`; the last bias waits with the result.
-fn dense_mlp<B: Backend>(
+/// The last projections of `blocks` that have one, and the residual.
+fn projections<'a, T>(
+    activations: &'a mut Activations<T>,
+    weights: &'a Weights<T>,
+    blocks: [Option<Waiting>; 2],
+) -> ([Option<Projection<'a, T>>; 2], &'a mut T) {
+    let Activations { residual, attention, mlp, attention_delta, mlp_delta, .. } = activations;
+    let (mut attention_delta, mut mlp_delta) = (Some(attention_delta), mlp_delta.as_mut());
+    let projections = blocks.map(|block| {
+        let block = block?;
+        let Parameters { weight, bias } = weights.projection(block)?;
+        let (input, delta) = match block {
+            Waiting::Attention { .. } => (&*attention, attention_delta.take()),
+            Waiting::Mlp { .. } => {
+                let buffers = mlp.as_ref().expect("planned with the weights");
+                (&buffers.activated, mlp_delta.take().or_else(|| attention_delta.take()))
+            }
+        };
+        let delta = delta.expect("results that wait at the same time have buffers of their own");
+        Some(Projection { input, weight, bias: bias.as_ref(), delta })
+    });
+    (projections, residual)
+}
+
+/// `activated = activation(up(input))`.
+fn activate_mlp<B: Backend>(
     backend: &mut B,
     mlp: Mlp,
     weights: &MlpWeights<B::Tensor>,
-    (input, out): (&B::Tensor, &mut B::Tensor),
+    input: &B::Tensor,
     buffers: &mut MlpBuffers<B::Tensor>,
     rows: usize,
 ) -> BackendResult<()> {
     let MlpBuffers { up, activated } = buffers;
     let bias = weights.up.bias.as_ref();
     let activate = Activate { function: mlp.activation(), gating: mlp.gating(), bias };
-    backend.linear_activate(input, &weights.up.weight, &activate, (up, activated), rows)?;
-    backend.linear(activated, &weights.down.weight, out, rows)
+    backend.linear_activate(input, &weights.up.weight, &activate, (up, activated), rows)
 }
 
 /// The chosen experts of every row, after the expert that all rows pass.
@@ -318,7 +385,8 @@ fn expert_mlp<B: Backend>(
     backend.linear(input, &weights.router, products, rows)?;
     let shared_result = match (shared, &weights.shared) {
         (Some(SharedBuffers { mlp, result, gate }), Some(shared)) => {
-            dense_mlp(backend, axes.mlp, shared, (input, result), mlp, rows)?;
+            activate_mlp(backend, axes.mlp, shared, input, mlp, rows)?;
+            backend.linear(&mlp.activated, &shared.down.weight, result, rows)?;
             if let (Some(gate), Some(gate_weight)) = (gate.as_mut(), &weights.shared_gate) {
                 backend.linear(input, gate_weight, gate, rows)?;
             }
@@ -405,17 +473,25 @@ impl<T> Weights<T> {
         norm.expect("the weights were planned for the block")
     }
 
+    /// The last projection of a block, which experts do not have.
+    fn projection(&self, block: Waiting) -> Option<&Parameters<T>> {
+        match block {
+            Waiting::Attention { layer } => Some(&self.layers[layer].attention_output),
+            Waiting::Mlp { layer } => match &self.layers[layer].mlp {
+                LayerMlp::Dense(mlp) => Some(&mlp.down),
+                LayerMlp::Experts(_) => None,
+            },
+        }
+    }
+
     /// The result of a block with the bias of its last projection. Both kinds of block use one buffer where they
     /// do not wait at the same time.
     fn delta<'a>(&'a self, block: Waiting, attention: &'a T, mlp: Option<&'a T>) -> Delta<'a, T> {
-        match block {
-            Waiting::Attention { layer } => {
-                Delta { values: attention, bias: self.layers[layer].attention_output.bias.as_ref() }
-            }
-            Waiting::Mlp { layer } => {
-                Delta { values: mlp.unwrap_or(attention), bias: self.layers[layer].mlp.down_bias() }
-            }
-        }
+        let values = match block {
+            Waiting::Attention { .. } => attention,
+            Waiting::Mlp { .. } => mlp.unwrap_or(attention),
+        };
+        Delta { values, bias: self.projection(block).and_then(|projection| projection.bias.as_ref()) }
     }
 }
 

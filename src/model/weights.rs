@@ -491,14 +491,6 @@ impl<T> MlpWeights<T> {
 }
 
 impl<T> LayerMlp<T> {
-    /// Bias of the last projection.
-    pub(super) fn down_bias(&self) -> Option<&T> {
-        match self {
-            LayerMlp::Dense(mlp) => mlp.down.bias.as_ref(),
-            LayerMlp::Experts(_) => None,
-        }
-    }
-
     fn for_each<'a>(&'a self, visit: &mut impl FnMut(&'a T)) {
         match self {
             LayerMlp::Dense(mlp) => mlp.for_each(visit),

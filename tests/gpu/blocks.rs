@@ -115,15 +115,17 @@ fn check(what: &str, spec: &Value, dtype: DType) {
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     let spec = load_spec(&checkpoint).unwrap();
     let mut on_cpu = decoder(cpu(), &spec, &checkpoint, dtype);
-    let mut on_gpu = decoder(gpu(), &spec, &checkpoint, dtype);
+    let mut on_gpus = [gpu(), tiled_gpu()].map(|gpu| decoder(gpu, &spec, &checkpoint, dtype));
     for (step, batch) in batches(&mut Random(32)).iter().enumerate() {
         on_cpu.forward(batch).unwrap();
-        on_gpu.forward(batch).unwrap();
         let expected = on_cpu.read_logits(batch.num_sampled()).unwrap();
-        let actual = on_gpu.read_logits(batch.num_sampled()).unwrap();
-        assert_close(&format!("{what} {dtype:?}, step {step}"), &actual, &expected, 2e-2);
         on_cpu.collect().unwrap();
-        on_gpu.collect().unwrap();
+        for (on_gpu, how) in on_gpus.iter_mut().zip(["", ", in tiles"]) {
+            on_gpu.forward(batch).unwrap();
+            let actual = on_gpu.read_logits(batch.num_sampled()).unwrap();
+            assert_close(&format!("{what} {dtype:?}, step {step}{how}"), &actual, &expected, 2e-2);
+            on_gpu.collect().unwrap();
+        }
     }
 }
 

@@ -115,16 +115,18 @@ pub fn crowded_batches(random: &mut Random) -> Vec<Batch> {
 pub fn compare_logits(checkpoint: &Checkpoint, dtype: DType, batches: &[Batch]) {
     let spec = load_spec(checkpoint).unwrap();
     let mut on_cpu = decoder(cpu(), &spec, checkpoint, dtype);
-    let mut on_gpu = decoder(gpu(), &spec, checkpoint, dtype);
+    let mut on_gpus = [gpu(), tiled_gpu()].map(|gpu| decoder(gpu, &spec, checkpoint, dtype));
     for (step, batch) in batches.iter().enumerate() {
-        on_cpu.forward(batch).unwrap();
-        on_gpu.forward(batch).unwrap();
         let num_sampled = batch.num_sampled();
+        on_cpu.forward(batch).unwrap();
         let expected = on_cpu.read_logits(num_sampled).unwrap();
-        let actual = on_gpu.read_logits(num_sampled).unwrap();
-        assert_close(&format!("logits {dtype:?}, step {step}"), &actual, &expected, 2e-2);
         assert_eq!(on_cpu.collect().unwrap().len(), num_sampled);
-        assert_eq!(on_gpu.collect().unwrap().len(), num_sampled);
+        for (on_gpu, how) in on_gpus.iter_mut().zip(["", ", in tiles"]) {
+            on_gpu.forward(batch).unwrap();
+            let actual = on_gpu.read_logits(num_sampled).unwrap();
+            assert_close(&format!("logits {dtype:?}, step {step}{how}"), &actual, &expected, 2e-2);
+            assert_eq!(on_gpu.collect().unwrap().len(), num_sampled);
+        }
     }
 }
 

@@ -13,6 +13,7 @@ mod families;
 mod lifecycle;
 mod ops;
 mod qk_norm;
+mod qkv;
 mod rig;
 mod sampling;
 mod serving;

@@ -2,6 +2,7 @@
 
 use inflight::backend::{
     Activate, Activation, Backend, BackendLimits, DType, Delta, Embedding, Gating, Head, Norm, NormKind,
+    Projection,
 };
 
 use crate::rig::*;
@@ -248,6 +249,98 @@ fn linear() {
                     let what =
                         format!("linear {dtype:?} {rows} x {out_features} x {in_features}, tiles {columns}");
                     rig.assert_same(&what, &out, rig.tolerance());
+                }
+            }
+        }
+    }
+}
+
+/// Rows, width of the residual, and widths of the projections' inputs; 0: there is no such projection.
+type ProjectionShape = (usize, usize, [usize; 2]);
+
+/// Projections to the residual on both backends, by the products or by the norm that follows, and that norm; returns
+/// whether the device's products did it. Rows past those of the projections stay as they are.
+fn check_projections(
+    rig: &mut Rig,
+    random: &mut Random,
+    (rows, width, in_features): ProjectionShape,
+    with_bias: bool,
+    what: &str,
+) -> bool {
+    let past = vec![f32::NAN; 3 * width];
+    let mut residual = rig.activation(width, &[random.values(rows * width, 3.0), past].concat());
+    let mut out = rig.poisoned(rows + 3, width);
+    let mut deltas = [rig.poisoned(rows + 3, width), rig.poisoned(rows + 3, width)];
+    let [first, second] = in_features.map(|columns| columns.max(8));
+    let mut inputs = |columns: usize| rig.activation(columns, &random.values((rows + 3) * columns, 1.0));
+    let inputs = [inputs(first), inputs(second)];
+    let mut weights = |columns: usize| rig.weight(columns, &random.values(width * columns, 0.3));
+    let weights = [weights(first), weights(second)];
+    let mut row = || rig.single(width, &random.values(width, 1.0));
+    let (biases, norm_weight) = ([row(), row()], row());
+    let mut are_added = [false; 2];
+    macro_rules! run {
+        ($backend:ident, $index:literal) => {{
+            let [first, second] = &mut deltas;
+            let mut delta = [Some(&mut first.$backend), Some(&mut second.$backend)];
+            let projections = [0, 1].map(|i| {
+                let (input, weight) = (&inputs[i].$backend, &weights[i].$backend);
+                let bias = with_bias.then_some(&biases[i].$backend);
+                let delta = delta[i].take()?;
+                (in_features[i] > 0).then_some(Projection { input, weight, bias, delta })
+            });
+            let is_added = rig.$backend.project(projections, &mut residual.$backend, rows).unwrap();
+            let waiting = [0, 1].map(|i| {
+                let bias = with_bias.then_some(&biases[i].$backend);
+                let waits = !is_added && in_features[i] > 0;
+                waits.then_some(Delta { values: &deltas[i].$backend, bias })
+            });
+            let norm = Norm::rms(&norm_weight.$backend, 1e-5);
+            let (residual, out) = (&mut residual.$backend, &mut out.$backend);
+            rig.$backend.add_norm(residual, waiting, &norm, out, rows).unwrap();
+            are_added[$index] = is_added;
+        }};
+    }
+    run!(cpu, 0);
+    run!(gpu, 1);
+    let what = format!("{:?} {rows} x {width} x {in_features:?}, bias {with_bias}, {what}", rig.dtype);
+    rig.assert_same(&format!("residual of {what}"), &residual, rig.tolerance());
+    rig.assert_same(&format!("norm of {what}"), &out, rig.tolerance());
+    assert!(!are_added[0], "{what}: the CPU leaves it to the norm");
+    are_added[1]
+}
+
+#[test]
+fn projections_to_the_residual() {
+    for dtype in DTYPES {
+        let mut rig = Rig::new(dtype);
+        rig.reserve(&BackendLimits { max_tokens: 64, max_slots: 4, vocab_size: 8 });
+        let mut random = Random(15);
+        let widths = [
+            (8, [8, 0]),
+            (40, [264, 0]),
+            (232, [0, 72]),
+            (40, [72, 200]),
+            (232, [584, 8]),
+            (1544, [64, 128]),
+        ];
+        let mut shapes: Vec<ProjectionShape> = Vec::new();
+        for rows in sizes(&[1, 16, 17, 65, 300, 513], 65) {
+            shapes.extend(widths.map(|(width, in_features)| (rows, width, in_features)));
+        }
+        // More tiles than the device takes at once.
+        shapes.extend(sizes(&[1100], 65).iter().map(|&rows| (rows, 4104, [136, 72])));
+        // To choose the fastest way leaves the residual as it was.
+        for &shape in &shapes {
+            check_projections(&mut rig, &mut random, shape, true, "as timed");
+        }
+        for &shape in &shapes {
+            for columns in ways(&rig, shape.0) {
+                rig.gpu.force_tiles(columns);
+                for with_bias in [false, true] {
+                    let what = format!("tiles {columns}");
+                    let is_added = check_projections(&mut rig, &mut random, shape, with_bias, &what);
+                    assert_eq!(is_added, columns > 0, "{shape:?}, {what}");
                 }
             }
         }

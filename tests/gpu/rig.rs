@@ -24,6 +24,15 @@ pub fn gpu() -> Cuda {
     Cuda::new(0).expect("this test needs a CUDA device")
 }
 
+/// One that multiplies many rows in tiles, whatever is fastest, where it has kernels for that.
+pub fn tiled_gpu() -> Cuda {
+    let mut gpu = gpu();
+    if let Some(&columns) = gpu.tile_columns().first() {
+        gpu.force_tiles(columns);
+    }
+    gpu
+}
+
 pub fn cpu() -> Cpu {
     Cpu::new(0).unwrap()
 }

@@ -1,6 +1,9 @@
 //! Activations (`kernels/activation.cu`).
 
+use super::Kernels;
+use super::cublas::{Operands, ProductShape};
 use super::driver::{DevicePtr, Gpu, Kernel, Launch, Params};
+use super::linear::{self, FusedActivation};
 use super::modules::{Modules, PerDType};
 use super::tensor::{Checker, Tensor, VECTOR_ELEMENTS, to_u32};
 use crate::backend::{Activate, Activation, BackendResult, Gating};
@@ -81,5 +84,32 @@ impl Activations {
         let grid = [vectors.div_ceil(THREADS), rows.min(MAX_GRID_ROWS) as u32, 1];
         let launch = Launch { grid, threads: THREADS, shared_bytes: 0, overlaps: true };
         gpu.launch(check.operation, kernels.get(out.dtype()), launch, &params)
+    }
+}
+
+impl Kernels {
+    /// See [`crate::backend::Backend::linear_activate`].
+    pub(super) fn linear_activate(
+        &mut self,
+        gpu: &Gpu,
+        check: Checker,
+        (input, weight): (&Tensor, &Tensor),
+        activate: &Activate<'_, Tensor>,
+        (projected, out): (&mut Tensor, &mut Tensor),
+        rows: usize,
+    ) -> BackendResult<()> {
+        let width = activate.gating.input_width(out.columns());
+        check.vectors("out", out)?;
+        check.tensor("projected", projected, weight.dtype(), rows, width)?;
+        let (shape, operands) = linear::product(check, (input, weight, out), rows, width)?;
+        let bias = check.optional_row("bias", activate.bias, width)?;
+        let Activate { function, gating, .. } = *activate;
+        let activation = FusedActivation { function, gating, bias };
+        let Kernels { linear, activations, .. } = self;
+        linear.run_activated(gpu, check, (shape, operands), activation, &mut |gpu, cublas| {
+            let projecting = ProductShape { out_features: width, ..shape };
+            cublas.multiply(gpu, projecting, Operands { out: projected.data, ..operands })?;
+            activations.run(gpu, check, activate, (projected, out), rows)
+        })
     }
 }

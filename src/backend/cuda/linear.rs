@@ -1,20 +1,18 @@
 //! Matrix products: own kernels for few rows (`kernels/linear.cu`) and, on Hopper, for many (`linear_sm90.rs`), which
 //! also apply activations, and cuBLASLt for many. Which one takes many rows is timed, once per shape.
 
-use std::collections::HashMap;
-
+use super::choice::{self, Choices, Way};
 use super::cublas::{CublasLt, Operands, ProductShape};
 use super::driver::{DevicePtr, Gpu, Kernel, Launch, Params};
 use super::linear_sm90::{HopperLinear, TILE_COLUMNS};
 use super::modules::{Modules, PerDType};
+use super::rope::{Rope, Rotation, RotationForm};
 use super::tensor::{Checker, Tensor, VECTOR_ELEMENTS, to_u32};
 use crate::backend::{Activation, BackendResult, DType, Gating};
 
 /// Most rows that the own kernels take.
 pub(super) const MAX_SKINNY_ROWS: usize = 16;
 const THREADS: u32 = 256;
-/// Timed runs of a way to multiply, after one that is not timed.
-const NUM_TIMED_RUNS: usize = 5;
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
@@ -102,26 +100,16 @@ pub(super) fn activation_number(function: Activation) -> u32 {
     Activation::ALL.iter().position(|&other| other == function).unwrap_or_default() as u32
 }
 
-/// A way to multiply many rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
-    /// cuBLASLt, and the activation as a kernel of its own.
-    Library,
-    /// Tiles of so many columns, with the activation.
-    Tiles(usize),
-}
-
-/// Products that share a choice: sizes rounded up, and whether they have an activation.
-type ChoiceKey = (ProductShape, Option<Gating>);
-
 /// A product through cuBLASLt, with what follows it.
 pub(super) type LibraryProduct<'a> = &'a mut dyn FnMut(&Gpu, &mut CublasLt) -> BackendResult<()>;
 
 pub(super) struct Linear {
     skinny: [Skinny; 2],
-    hopper: Option<HopperLinear>,
+    pub(super) hopper: Option<HopperLinear>,
     pub(super) cublas: CublasLt,
-    choices: HashMap<ChoiceKey, Way>,
+    /// By their activation.
+    choices: Choices<Option<Gating>>,
+    rotated_choices: Choices<RotationForm>,
     forced: Option<Way>,
 }
 
@@ -129,7 +117,8 @@ impl Linear {
     pub(super) fn new(gpu: &Gpu, modules: &Modules, cublas: CublasLt) -> BackendResult<Linear> {
         let skinny = [Skinny::new(gpu, modules, 8, 16)?, Skinny::new(gpu, modules, MAX_SKINNY_ROWS, 32)?];
         let hopper = HopperLinear::new(gpu, modules)?;
-        Ok(Linear { skinny, hopper, cublas, choices: HashMap::new(), forced: None })
+        let (choices, rotated_choices) = (Choices::new(), Choices::new());
+        Ok(Linear { skinny, hopper, cublas, choices, rotated_choices, forced: None })
     }
 
     /// Whether products of so many rows are those of the own kernels for few.
@@ -140,7 +129,12 @@ impl Linear {
     /// Takes tiles of `columns` for products of many rows from here on, or cuBLASLt for 0, instead of the
     /// fastest; for tests and benches.
     pub(super) fn force(&mut self, columns: usize) {
-        self.forced = Some(if columns == 0 { Way::Library } else { Way::Tiles(columns) });
+        self.forced = Some(if columns == 0 { Way::Apart } else { Way::Tiles(columns) });
+    }
+
+    /// What [`Linear::force`] was told.
+    pub(super) fn forced(&self) -> Option<Way> {
+        self.forced
     }
 
     /// The product and then its activation. `shape.out_features` are those after the activation; `separately`
@@ -192,23 +186,69 @@ impl Linear {
         if self.hopper.is_none() || !is_taken {
             return library(gpu, &mut self.cublas);
         }
-        let key = (shape.bucket(), activation.map(|activation| activation.gating));
+        let gating = activation.map(|activation| activation.gating);
+        let weight_rows = gating.map_or(shape.out_features, |gating| gating.input_width(shape.out_features));
         let mut run = |linear: &mut Linear, way: Way| match (way, &linear.hopper) {
             (Way::Tiles(columns), Some(hopper)) => hopper.run(gpu, check, columns, product, activation),
             _ => library(gpu, &mut linear.cublas),
         };
-        if let Some(way) = self.forced.or_else(|| self.choices.get(&key).copied()) {
+        let known = |linear: &Linear| {
+            linear.choices.fastest(gpu.num_multiprocessors() as usize, shape, gating, weight_rows)
+        };
+        if let Some(way) = self.forced.or_else(|| known(self)) {
             return run(self, way);
         }
-        let mut fastest = (f32::INFINITY, Way::Library);
-        for way in [Way::Library].into_iter().chain(TILE_COLUMNS.map(Way::Tiles)) {
-            let milliseconds = gpu.time(check.operation, NUM_TIMED_RUNS, || run(self, way))?;
-            if milliseconds < fastest.0 {
-                fastest = (milliseconds, way);
+        let ways = [Way::Apart].into_iter().chain(TILE_COLUMNS.map(Way::Tiles));
+        let times = choice::time(gpu, check.operation, ways, |way| run(self, way))?;
+        self.choices.insert(shape, gating, times);
+        let way = known(self).unwrap_or(Way::Apart);
+        run(self, way)
+    }
+
+    /// The product of queries, keys and values and then `rotation`, see [`crate::backend::Backend::linear_qkv`]: at
+    /// once in the product's tiles, or one after the other where there are no such tiles or that is faster, which is
+    /// timed the first time.
+    pub(super) fn run_rotated(
+        &mut self,
+        gpu: &Gpu,
+        check: Checker,
+        product: (ProductShape, Operands),
+        rotation: &Rotation,
+        rope: &Rope,
+    ) -> BackendResult<()> {
+        let (shape, operands) = product;
+        check.require(shape.rows >= rotation.num_tokens, || {
+            format!("{} rows for {} tokens", shape.rows, rotation.num_tokens)
+        })?;
+        let has_tiles = self.hopper.is_some() && !Linear::is_skinny(shape.rows);
+        let takes = |columns: usize| has_tiles && HopperLinear::rotates(columns, rotation.form);
+        let run = |linear: &mut Linear, way: Way| match (way, &linear.hopper) {
+            (Way::Tiles(columns), Some(hopper)) if takes(columns) => {
+                hopper.run_rotated(gpu, check, columns, product, rotation)
             }
+            _ => {
+                linear.run(gpu, check, shape, operands)?;
+                rope.run(gpu, check, rotation)
+            }
+        };
+        let forced = if TILE_COLUMNS.into_iter().any(takes) { self.forced } else { Some(Way::Apart) };
+        let known = |linear: &Linear| {
+            linear.rotated_choices.fastest(
+                gpu.num_multiprocessors() as usize,
+                shape,
+                rotation.form,
+                shape.out_features,
+            )
+        };
+        if let Some(way) = forced.or_else(|| known(self)) {
+            return run(self, way);
         }
-        self.choices.insert(key, fastest.1);
-        run(self, fastest.1)
+        let tiles = TILE_COLUMNS.into_iter().filter(|&columns| takes(columns)).map(Way::Tiles);
+        let ways = [Way::Apart].into_iter().chain(tiles);
+        let times = choice::time(gpu, check.operation, ways, |way| run(self, way))?;
+        self.rotated_choices.insert(shape, rotation.form, times);
+        let way = known(self).unwrap_or(Way::Apart);
+        run(self, way)
     }
 }
 

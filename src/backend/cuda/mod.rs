@@ -11,6 +11,7 @@
 mod activation;
 mod attention;
 mod batch;
+mod choice;
 mod cublas;
 mod driver;
 mod embed;
@@ -26,6 +27,7 @@ mod modules;
 mod norm;
 mod plan;
 mod presence;
+mod projection;
 mod prompt_attention;
 mod rope;
 mod sample;
@@ -41,33 +43,32 @@ pub use tensor::{KvCache, Tensor};
 use self::activation::Activations;
 use self::attention::{Attention, AttentionCall, DeviceScoring};
 use self::batch::StepState;
-use self::cublas::{CublasLt, Operands, ProductShape};
+use self::cublas::CublasLt;
 use self::driver::{DevicePtr, Gpu};
 use self::embed::Embed;
 use self::experts::{Experts, MixExperts};
 use self::gaps::Gaps;
 use self::graph::{Crossings, Graphs};
-use self::linear::{FusedActivation, Linear};
+use self::linear::Linear;
 use self::memory::Arena;
 use self::modules::Modules;
 use self::norm::Norms;
 pub use self::presence::HostContext;
-use self::rope::{Rope, RopeAndWriteKv};
+use self::projection::Projections;
+use self::rope::{Rope, RopeAndWriteKv, Rotation};
 use self::sample::Sampler;
 use self::staging::Staging;
 use self::tensor::{Checker, to_u32};
 use super::{
     Activate, Alibi, AttentionShape, Backend, BackendError, BackendLimits, BackendResult, Batch, DType,
-    Delta, Embedding, ExpertLimits, Feature, Head, KvLayout, Mixture, Norm, QkvTransform, Sampled, Scoring,
-    SlotState,
+    Delta, Embedding, ExpertLimits, Feature, Head, KvLayout, Mixture, Norm, Projection, QkvProjection,
+    QkvTransform, Sampled, Scoring, SlotState,
 };
 use crate::error::{Error, Result, Status};
 use crate::threads::with_signals_blocked;
 
 /// Memory that operations share: partial results of attention, or gathered rows for the logits.
 const SCRATCH_BYTES: u64 = 32 << 20;
-/// Keys of a block that kernels load together; block sizes are multiples of it.
-const BLOCK_SIZE_MULTIPLE: usize = 16;
 
 /// One device, and everything on it.
 pub struct Cuda {
@@ -117,6 +118,7 @@ struct Kernels {
     attention: Attention,
     activations: Activations,
     linear: Linear,
+    projections: Projections,
     experts: Experts,
 }
 
@@ -129,6 +131,7 @@ impl Kernels {
             attention: Attention::new(gpu, modules)?,
             activations: Activations::new(gpu, modules)?,
             linear: Linear::new(gpu, modules, cublas)?,
+            projections: Projections::new(),
             experts: Experts::new(gpu, modules)?,
         })
     }
@@ -339,42 +342,16 @@ impl Backend for Cuda {
         };
         let mut values = Vec::new();
         values.try_reserve_exact(num_elements).map_err(|_| out_of_memory())?;
-        let size_bytes = tensor.dtype().size_bytes();
-        self.staging.read(&self.gpu, tensor.data, num_elements * size_bytes, |bytes| {
-            match tensor.dtype() {
-                DType::F32 => values.extend_from_slice(bytemuck::cast_slice::<u8, f32>(bytes)),
-                DType::F16 => {
-                    values.extend(bytemuck::cast_slice::<u8, half::f16>(bytes).iter().map(|v| v.to_f32()))
-                }
-                DType::Bf16 => {
-                    values.extend(bytemuck::cast_slice::<u8, half::bf16>(bytes).iter().map(|v| v.to_f32()))
-                }
-            }
+        let dtype = tensor.dtype();
+        self.staging.read(&self.gpu, tensor.data, num_elements * dtype.size_bytes(), |bytes| {
+            tensor::widen(dtype, bytes, &mut values);
         })?;
         Ok(values)
     }
 
     fn alloc_kv_cache(&mut self, layout: &KvLayout) -> BackendResult<KvCache> {
         let check = self.checker("alloc_kv_cache");
-        let sizes =
-            [layout.num_layers, layout.num_blocks, layout.num_kv_heads, layout.block_size, layout.head_dim];
-        check.require(!sizes.contains(&0), || format!("{layout:?} has a size of 0"))?;
-        check.require(layout.block_size.is_multiple_of(BLOCK_SIZE_MULTIPLE), || {
-            format!(
-                "blocks of {} tokens; they must be a multiple of {BLOCK_SIZE_MULTIPLE}",
-                layout.block_size
-            )
-        })?;
-        check.require(layout.dtype != DType::F32 && attention::HEAD_DIMS.contains(&layout.head_dim), || {
-            format!(
-                "a cache of {:?} with heads of {}; the CUDA backend takes BF16 and F16, and heads of {:?}",
-                layout.dtype,
-                layout.head_dim,
-                attention::HEAD_DIMS
-            )
-        })?;
-        // A token's place in a layer has 32 bits on the device.
-        to_u32("alloc_kv_cache", layout.num_blocks.saturating_mul(layout.block_size))?;
+        check.layout(layout, &attention::HEAD_DIMS)?;
         check.require(self.state.is_none(), || "the cache must be allocated before `reserve`".to_owned())?;
         let bytes = layout.block_bytes().and_then(|bytes| bytes.checked_mul(layout.num_blocks as u64));
         let bytes = bytes
@@ -434,9 +411,9 @@ impl Backend for Cuda {
         warm_up::run(self, check, max_context_len, operations)
     }
 
-    fn fork(&mut self) -> BackendResult<()> {
+    fn fork(&mut self) -> BackendResult<bool> {
         let (_, gpu, reserved, _) = self.reserved("fork")?;
-        reserved.crossings().map_or(Ok(()), |crossings| crossings.fork(gpu))
+        reserved.crossings().map_or(Ok(false), |crossings| crossings.fork(gpu).map(|()| true))
     }
 
     fn next_branch(&mut self) -> BackendResult<()> {
@@ -490,6 +467,17 @@ impl Backend for Cuda {
         self.kernels.linear.run(&self.gpu, check, shape, operands)
     }
 
+    fn project(
+        &mut self,
+        projections: [Option<Projection<'_, Tensor>>; 2],
+        residual: &mut Tensor,
+        rows: usize,
+    ) -> BackendResult<bool> {
+        let check = self.checker("project");
+        let Kernels { projections: ways, linear, .. } = &mut self.kernels;
+        ways.run(&self.gpu, check, linear, projections, (residual, rows))
+    }
+
     fn rope_and_write_kv(
         &mut self,
         qkv: &mut Tensor,
@@ -500,7 +488,26 @@ impl Backend for Cuda {
     ) -> BackendResult<()> {
         let (check, gpu, reserved, kernels) = self.reserved("rope_and_write_kv")?;
         let arguments = RopeAndWriteKv { qkv, transform, shape, cache, layer };
-        kernels.rope.run(gpu, check, &reserved.step, arguments)
+        let rotation = Rotation::new(check, &reserved.step, arguments)?;
+        kernels.rope.run(gpu, check, &rotation)
+    }
+
+    fn linear_qkv(
+        &mut self,
+        input: &Tensor,
+        projection: &QkvProjection<'_, Tensor>,
+        qkv: &mut Tensor,
+        cache: &mut KvCache,
+        layer: usize,
+        rows: usize,
+    ) -> BackendResult<()> {
+        let (check, gpu, reserved, kernels) = self.reserved("linear_qkv")?;
+        let QkvProjection { weight, transform, shape } = projection;
+        check.tensor("qkv", qkv, qkv.dtype(), rows, weight.rows())?;
+        let product = linear::product(check, (input, weight, qkv), rows, weight.rows())?;
+        let arguments = RopeAndWriteKv { qkv, transform, shape, cache, layer };
+        let rotation = Rotation::new(check, &reserved.step, arguments)?;
+        kernels.linear.run_rotated(gpu, check, product, &rotation, &kernels.rope)
     }
 
     fn attention(
@@ -544,19 +551,7 @@ impl Backend for Cuda {
         rows: usize,
     ) -> BackendResult<()> {
         let check = self.checker("linear_activate");
-        let width = activate.gating.input_width(out.columns());
-        check.vectors("out", out)?;
-        check.tensor("projected", projected, weight.dtype(), rows, width)?;
-        let (shape, operands) = linear::product(check, (input, weight, out), rows, width)?;
-        let bias = check.optional_row("bias", activate.bias, width)?;
-        let Activate { function, gating, .. } = *activate;
-        let activation = FusedActivation { function, gating, bias };
-        let Kernels { linear, activations, .. } = &mut self.kernels;
-        linear.run_activated(&self.gpu, check, (shape, operands), activation, &mut |gpu, cublas| {
-            let projecting = ProductShape { out_features: width, ..shape };
-            cublas.multiply(gpu, projecting, Operands { out: projected.data, ..operands })?;
-            activations.run(gpu, check, activate, (projected, out), rows)
-        })
+        self.kernels.linear_activate(&self.gpu, check, (input, weight), activate, (projected, out), rows)
     }
 
     fn keep_sampled(&mut self, tensors: &mut [&mut Tensor], rows: usize) -> BackendResult<usize> {

@@ -10,9 +10,10 @@ const THREADS: u32 = 256;
 /// Pairs per unit of the kernel that works in 16-byte vectors.
 const VECTOR_LANES: usize = 8;
 
+/// A rotation as kernels take it, alone or behind a product.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
-struct RopeParams {
+pub(super) struct RopeParams {
     header: DevicePtr,
     positions: DevicePtr,
     cache_places: DevicePtr,
@@ -38,7 +39,7 @@ struct RopeParams {
 
 const _: () = assert!(size_of::<RopeParams>() == 128);
 
-// SAFETY: `repr(C)`, mirrors RopeParams in rope.cu.
+// SAFETY: `repr(C)`, mirrors RopeParams in rope.cuh.
 unsafe impl Params for RopeParams {}
 
 /// Arguments of one call.
@@ -48,6 +49,25 @@ pub(super) struct RopeAndWriteKv<'a> {
     pub(super) shape: &'a AttentionShape,
     pub(super) cache: &'a mut KvCache,
     pub(super) layer: usize,
+}
+
+/// What a rotation is, by which kernels are chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct RotationForm {
+    pub(super) head_dim: usize,
+    /// 0: nothing rotates.
+    pub(super) rotary_dim: usize,
+    pub(super) pairing: RopePairing,
+    /// Whether queries and keys are normalised.
+    pub(super) has_norm: bool,
+}
+
+/// A checked call, which does not borrow its arguments.
+pub(super) struct Rotation {
+    pub(super) params: RopeParams,
+    pub(super) form: RotationForm,
+    dtype: DType,
+    pub(super) num_tokens: usize,
 }
 
 /// The norms of queries and of keys; null where there are none.
@@ -94,40 +114,20 @@ impl NormParams {
     }
 }
 
-/// Kernels of one pairing.
-struct Pairing {
-    vector: PerDType<Kernel<RopeParams>>,
-    scalar: PerDType<Kernel<RopeParams>>,
-}
-
-pub(super) struct Rope {
-    half: Pairing,
-    interleaved: Pairing,
-}
-
-impl Rope {
-    pub(super) fn new(gpu: &Gpu, modules: &Modules) -> BackendResult<Rope> {
-        let kernels = |pairing: &str, lanes: usize| {
-            PerDType::try_new(|dtype| modules.kernel(gpu, "rope", &format!("rope_{pairing}_{dtype}_{lanes}")))
-        };
-        let pairing = |name| Ok(Pairing { vector: kernels(name, VECTOR_LANES)?, scalar: kernels(name, 1)? });
-        Ok(Rope { half: pairing("half")?, interleaved: pairing("interleaved")? })
-    }
-
-    /// See [`crate::backend::Backend::rope_and_write_kv`].
-    pub(super) fn run(
-        &self,
-        gpu: &Gpu,
+impl Rotation {
+    /// Checks a call for the loaded batch.
+    pub(super) fn new(
         check: Checker,
         step: &StepState,
         arguments: RopeAndWriteKv<'_>,
-    ) -> BackendResult<()> {
+    ) -> BackendResult<Rotation> {
         let RopeAndWriteKv { qkv, transform, shape, cache, layer } = arguments;
         check.cache(cache, layer, shape)?;
         let layout = *cache.layout();
         step.batch.check_cache(check, &layout)?;
+        let num_tokens = step.batch.launch.tokens;
         check.vectors("qkv", qkv)?;
-        check.tensor("qkv", qkv, layout.dtype, step.batch.launch.tokens, shape.qkv_width())?;
+        check.tensor("qkv", qkv, layout.dtype, num_tokens, shape.qkv_width())?;
         let norm = NormParams::new(check, transform, shape)?;
         let (table, rotary_dim, pairing) = match &transform.rope {
             // No pairs: everything is copied.
@@ -141,12 +141,6 @@ impl Rope {
                 (table.data, rotary_dim, rope.pairing)
             }
         };
-        let kernels = match pairing {
-            RopePairing::Half => &self.half,
-            RopePairing::Interleaved => &self.interleaved,
-        };
-        let kernels =
-            if rotary_dim.is_multiple_of(2 * VECTOR_LANES) { &kernels.vector } else { &kernels.scalar };
         let params = RopeParams {
             header: step.arrays.header,
             positions: step.positions,
@@ -170,7 +164,42 @@ impl Rope {
             takes_width: norm.takes_width.into(),
             head_len: norm.head_len,
         };
-        let launch = Launch::overlapping(step.batch.launch.tokens as u32, THREADS);
-        gpu.launch(check.operation, kernels.get(layout.dtype), launch, &params)
+        let has_norm = transform.norm.is_some();
+        let form = RotationForm { head_dim: shape.head_dim, rotary_dim, pairing, has_norm };
+        Ok(Rotation { params, form, dtype: layout.dtype, num_tokens })
+    }
+}
+
+/// Kernels of one pairing.
+struct Pairing {
+    vector: PerDType<Kernel<RopeParams>>,
+    scalar: PerDType<Kernel<RopeParams>>,
+}
+
+pub(super) struct Rope {
+    half: Pairing,
+    interleaved: Pairing,
+}
+
+impl Rope {
+    pub(super) fn new(gpu: &Gpu, modules: &Modules) -> BackendResult<Rope> {
+        let kernels = |pairing: &str, lanes: usize| {
+            PerDType::try_new(|dtype| modules.kernel(gpu, "rope", &format!("rope_{pairing}_{dtype}_{lanes}")))
+        };
+        let pairing = |name| Ok(Pairing { vector: kernels(name, VECTOR_LANES)?, scalar: kernels(name, 1)? });
+        Ok(Rope { half: pairing("half")?, interleaved: pairing("interleaved")? })
+    }
+
+    /// See [`crate::backend::Backend::rope_and_write_kv`].
+    pub(super) fn run(&self, gpu: &Gpu, check: Checker, rotation: &Rotation) -> BackendResult<()> {
+        let RotationForm { rotary_dim, pairing, .. } = rotation.form;
+        let kernels = match pairing {
+            RopePairing::Half => &self.half,
+            RopePairing::Interleaved => &self.interleaved,
+        };
+        let kernels =
+            if rotary_dim.is_multiple_of(2 * VECTOR_LANES) { &kernels.vector } else { &kernels.scalar };
+        let launch = Launch::overlapping(rotation.num_tokens as u32, THREADS);
+        gpu.launch(check.operation, kernels.get(rotation.dtype), launch, &rotation.params)
     }
 }

@@ -5,6 +5,8 @@ use crate::backend::{AttentionShape, BackendError, BackendResult, DType, KvLayou
 
 /// Elements of a 16-byte vector of 2-byte elements; rows of activations are whole vectors.
 pub(super) const VECTOR_ELEMENTS: usize = 8;
+/// Keys of a block that kernels load together; block sizes are multiples of it.
+const BLOCK_SIZE_MULTIPLE: usize = 16;
 
 /// A row-major matrix in device memory, `[rows, columns]`. Its memory belongs to the backend that made it.
 pub struct Tensor {
@@ -135,6 +137,24 @@ impl Checker {
         })
     }
 
+    /// A cache that kernels take, with heads of one of `head_dims`.
+    pub(super) fn layout(&self, layout: &KvLayout, head_dims: &[usize]) -> BackendResult<()> {
+        let KvLayout { num_layers, num_blocks, block_size, num_kv_heads, head_dim, dtype } = *layout;
+        let sizes = [num_layers, num_blocks, num_kv_heads, block_size, head_dim];
+        self.require(!sizes.contains(&0), || format!("{layout:?} has a size of 0"))?;
+        self.require(block_size.is_multiple_of(BLOCK_SIZE_MULTIPLE), || {
+            format!("blocks of {block_size} tokens; they must be a multiple of {BLOCK_SIZE_MULTIPLE}")
+        })?;
+        self.require(dtype != DType::F32 && head_dims.contains(&head_dim), || {
+            format!(
+                "a cache of {dtype:?} with heads of {head_dim}; the CUDA backend takes BF16 and F16, and heads \
+                 of {head_dims:?}"
+            )
+        })?;
+        // A token's place in a layer has 32 bits on the device.
+        to_u32(self.operation, num_blocks.saturating_mul(block_size)).map(drop)
+    }
+
     /// A layer of a cache, and heads that fit it.
     pub(super) fn cache(&self, cache: &KvCache, layer: usize, shape: &AttentionShape) -> BackendResult<()> {
         self.require(cache.backend_id == self.backend_id, || {
@@ -155,6 +175,19 @@ impl Checker {
         let Some(row) = row else { return Ok(0) };
         self.tensor(name, row, DType::F32, 1, columns)?;
         Ok(row.data)
+    }
+}
+
+/// Appends elements of `dtype` to `values`.
+pub(super) fn widen(dtype: DType, bytes: &[u8], values: &mut Vec<f32>) {
+    match dtype {
+        DType::F32 => values.extend_from_slice(bytemuck::cast_slice::<u8, f32>(bytes)),
+        DType::F16 => {
+            values.extend(bytemuck::cast_slice::<u8, half::f16>(bytes).iter().map(|v| v.to_f32()));
+        }
+        DType::Bf16 => {
+            values.extend(bytemuck::cast_slice::<u8, half::bf16>(bytes).iter().map(|v| v.to_f32()));
+        }
     }
 }
 

@@ -32,7 +32,7 @@ pub(super) fn run(
     let mut loaded_rows = 0;
     for size in graphs.sizes().take_while(|size| size.rows <= layout.num_blocks) {
         if size.rows != loaded_rows {
-            run_once(cuda, &decodes(size.rows), operations)?;
+            run_once(cuda, &decodes(size.rows, limits.vocab_size), operations)?;
             loaded_rows = size.rows;
         }
         graphs.insert(size, record(cuda, check, size, operations)?);
@@ -65,8 +65,8 @@ fn record(
 }
 
 /// `rows` decodes at position 0, all sampled.
-fn decodes(rows: usize) -> Batch {
-    rows_of(rows, 1, 1)
+fn decodes(rows: usize, vocab_size: usize) -> Batch {
+    rows_of(rows, 1, 1, vocab_size)
 }
 
 /// A batch of `num_tokens` prompt tokens in rows of one size, all sampled, or `None` where such a batch does not
@@ -81,16 +81,20 @@ fn prompts(
     let row_tokens = num_tokens / rows;
     let row_blocks = row_tokens.div_ceil(layout.block_size);
     let fits = row_tokens <= max_context_len && rows * row_blocks <= layout.num_blocks;
-    fits.then(|| rows_of(rows, row_tokens, row_blocks))
+    fits.then(|| rows_of(rows, row_tokens, row_blocks, limits.vocab_size))
 }
 
-fn rows_of(rows: usize, row_tokens: usize, row_blocks: usize) -> Batch {
+/// Rows of different tokens: products of equal ones would draw less power and so be timed at a clock that they do not
+/// keep.
+fn rows_of(rows: usize, row_tokens: usize, row_blocks: usize, vocab_size: usize) -> Batch {
+    const STEP: u64 = 2_654_435_761;
+    let token = |index: usize| (index as u64 * STEP % vocab_size as u64) as u32;
     let starts = |step: usize| (0..=rows).map(|row| (row * step) as u32).collect::<Vec<_>>();
     Batch {
         slots: (0..rows as u32).collect(),
         query_starts: starts(row_tokens),
         context_lens: vec![row_tokens as u32; rows],
-        tokens: vec![0; rows * row_tokens],
+        tokens: (0..rows * row_tokens).map(token).collect(),
         block_starts: starts(row_blocks),
         block_tables: (0..(rows * row_blocks) as u32).collect(),
         sampled_rows: (0..rows as u32).collect(),

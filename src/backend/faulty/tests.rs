@@ -1,5 +1,5 @@
 use super::*;
-use crate::backend::{Activation, ExpertWeighting, Gating, RopePairing, RouterScoring};
+use crate::backend::{Activation, ExpertWeighting, Gating, QkvProjection, RopePairing, RouterScoring};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
@@ -239,6 +239,19 @@ fn without_a_fault_every_call_goes_through_and_counts() {
     let limits = BackendLimits { max_tokens: 7, max_slots: 1, vocab_size: 1 };
     assert_eq!(backend.workspace_bytes(&limits), 7);
     assert_eq!(num_calls(&backend), 19);
+}
+
+#[test]
+fn fused_operations_count_as_their_parts() {
+    let mut backend = Faulty::new(Recorder::default(), FaultPlan::none());
+    let (a, mut b, mut c) = (vec![], vec![], vec![]);
+    let shape = AttentionShape { num_heads: 1, num_kv_heads: 1, head_dim: 2, scale: 1.0 };
+    let transform = QkvTransform::rotate(&a, RopePairing::Half);
+    let projection = QkvProjection { weight: &a, transform, shape: &shape };
+    backend.linear_qkv(&a, &projection, &mut b, &mut (), 0, 2).unwrap();
+    backend.linear_activate(&a, &a, &Activate::gated(Activation::Silu), (&mut b, &mut c), 2).unwrap();
+    assert_eq!(backend.inner.ran, ["linear", "rope_and_write_kv", "linear", "activate"]);
+    assert_eq!(num_calls(&backend), 4);
 }
 
 #[test]

@@ -128,12 +128,16 @@ fn check(what: &str, changes: &[(&str, Value)]) {
     let prompt: Vec<u32> = (0..20).map(|i| (i * 11 + 5) % 37).collect();
     let expected = Reference { spec: &spec, tensors: &tensors }.logits(&prompt);
     let on_naive = run(Naive::default(), &spec, folder.path(), &prompt);
+    let on_adding_naive = run(Naive::adding(), &spec, folder.path(), &prompt);
+    let on_forking_naive = run(Naive::forking(), &spec, folder.path(), &prompt);
     let on_cpu = run(Cpu::new(2).unwrap(), &spec, folder.path(), &prompt);
     let (head, mlp) = PADDING;
     let on_padded_naive = run(Naive::padded(head, mlp), &spec, folder.path(), &prompt);
     let on_padded_cpu = run(Cpu::new(2).unwrap().padded(head, mlp), &spec, folder.path(), &prompt);
     for (backend, logits) in [
         ("naive", on_naive),
+        ("naive that adds projections", on_adding_naive),
+        ("naive that forks", on_forking_naive),
         ("cpu", on_cpu),
         ("naive with padding", on_padded_naive),
         ("cpu with padding", on_padded_cpu),

@@ -2,8 +2,8 @@
 
 use crate::backend::{
     Activate, AttentionShape, Backend, BackendError, BackendLimits, BackendResult, Batch, DType, Delta,
-    Embedding, ExpertWeighting, Gating, Head, KvLayout, Mixture, Norm, NormExtent, NormKind, QkvTransform,
-    RopePairing, RouterScoring, Sampled, Scoring, SlotState,
+    Embedding, ExpertWeighting, Gating, Head, KvLayout, Mixture, Norm, NormExtent, NormKind, Projection,
+    QkvTransform, RopePairing, RouterScoring, Sampled, Scoring, SlotState,
 };
 use crate::quant;
 
@@ -20,6 +20,10 @@ pub(super) struct Naive {
     memory_limit: Option<u64>,
     /// Elements of padding behind heads and MLPs.
     padding: [usize; 2],
+    /// Whether last projections are added to the residual at once.
+    adds: bool,
+    /// Whether branches are said to run at the same time.
+    forks: bool,
     batch: Batch,
     collected: Vec<Vec<Sampled>>,
 }
@@ -133,6 +137,16 @@ impl Naive {
     /// A backend that pads heads and MLPs.
     pub(super) fn padded(head: usize, mlp: usize) -> Self {
         Self { padding: [head, mlp], ..Self::default() }
+    }
+
+    /// A backend that adds last projections to the residual.
+    pub(super) fn adding() -> Self {
+        Self { adds: true, ..Self::default() }
+    }
+
+    /// A backend that runs branches at the same time.
+    pub(super) fn forking() -> Self {
+        Self { forks: true, ..Self::default() }
     }
 
     fn take(&mut self, what: &str, bytes: u64) -> BackendResult<()> {
@@ -269,6 +283,26 @@ impl Backend for Naive {
             }
         }
         Ok(())
+    }
+
+    fn fork(&mut self) -> BackendResult<bool> {
+        Ok(self.forks)
+    }
+
+    fn project(
+        &mut self,
+        projections: [Option<Projection<'_, Tensor>>; 2],
+        residual: &mut Tensor,
+        rows: usize,
+    ) -> BackendResult<bool> {
+        for Projection { input, weight, bias, delta } in projections.into_iter().flatten() {
+            self.linear(input, weight, delta, rows)?;
+            for row in (0..rows).filter(|_| self.adds) {
+                add_row(residual.row_mut(row), &delta_row(&Delta { values: delta, bias }, row));
+                delta.row_mut(row).fill(f32::NAN);
+            }
+        }
+        Ok(self.adds)
     }
 
     fn rope_and_write_kv(
