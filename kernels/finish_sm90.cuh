@@ -52,7 +52,7 @@ template <typename T, int COLUMNS, bool IS_GATED> struct Activated {
   using Params = LinearParams;
   static constexpr int OUT_COLUMNS = IS_GATED ? COLUMNS / 2 : COLUMNS;
 
-  template <typename Function> struct End {
+  template <typename Function> struct Finisher {
     static constexpr int BATCH = 4;
     struct Loaded {
       uint4 sums;
@@ -65,7 +65,7 @@ template <typename T, int COLUMNS, bool IS_GATED> struct Activated {
     float bias[VECTOR_ELEMENTS];
     float up_bias[VECTOR_ELEMENTS];
 
-    __device__ inline End(const Params &params, LinearShape<COLUMNS> shared, const Share &share)
+    __device__ inline Finisher(const Params &params, LinearShape<COLUMNS> shared, const Share &share)
         : shared(shared), out(params, share), vector(share.vector) {
       load_row(params.bias, share.column(), bias);
       if constexpr (IS_GATED) {
@@ -98,7 +98,7 @@ template <typename T, int COLUMNS, bool IS_GATED> struct Activated {
 
   template <typename Function>
   __device__ static inline void run_as(const Params &params, LinearShape<COLUMNS> shared, const Share &share) {
-    finish_rows(End<Function>(params, shared, share), share);
+    finish_rows(Finisher<Function>(params, shared, share), share);
   }
 
   __device__ static inline void run(const Params &params, LinearShape<COLUMNS> shared, const Share &share) {

@@ -110,20 +110,20 @@ __device__ inline void load_row(const float *row, uint32_t index, float (&values
   }
 }
 
-// Has `end` finish the rows of a share: what it loads for End::BATCH of them is on its way at once. Rows are the tile's.
-// Behind the last one, loads repeat it and their results are dropped.
-template <typename End> __device__ inline void finish_rows(const End &end, const Share &share) {
-  for (uint32_t first = share.first_row; first < share.end_row; first += End::BATCH * share.stride) {
-    typename End::Loaded loaded[End::BATCH];
+// Has `finisher` finish the rows of a share: what it loads for Finisher::BATCH of them is on its way at once. Rows are
+// the tile's. Behind the last one, loads repeat it and their results are dropped.
+template <typename Finisher> __device__ inline void finish_rows(const Finisher &finisher, const Share &share) {
+  for (uint32_t first = share.first_row; first < share.end_row; first += Finisher::BATCH * share.stride) {
+    typename Finisher::Loaded loaded[Finisher::BATCH];
 #pragma unroll
-    for (int i = 0; i < End::BATCH; i++) {
-      loaded[i] = end.load(min(first + i * share.stride, share.end_row - 1));
+    for (int i = 0; i < Finisher::BATCH; i++) {
+      loaded[i] = finisher.load(min(first + i * share.stride, share.end_row - 1));
     }
 #pragma unroll
-    for (int i = 0; i < End::BATCH; i++) {
+    for (int i = 0; i < Finisher::BATCH; i++) {
       const uint32_t row = first + i * share.stride;
       if (row < share.end_row) {
-        end.finish(row, loaded[i]);
+        finisher.finish(row, loaded[i]);
       }
     }
   }
