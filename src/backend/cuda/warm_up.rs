@@ -69,33 +69,34 @@ fn decodes(rows: usize, vocab_size: usize) -> Batch {
     rows_of(rows, 1, 1, vocab_size)
 }
 
-/// A batch of `num_tokens` prompt tokens in rows of one size, all sampled, or `None` where such a batch does not
-/// fit.
+/// A batch of `num_tokens` prompt tokens in rows of one size, of which the last may be shorter, all sampled, or `None`
+/// where such a batch does not fit.
 fn prompts(
     num_tokens: usize,
     limits: &BackendLimits,
     max_context_len: usize,
     layout: &KvLayout,
 ) -> Option<Batch> {
-    let rows = num_tokens.div_ceil(layout.block_size).min(limits.max_slots);
-    let row_tokens = num_tokens / rows;
+    let row_tokens = num_tokens.div_ceil(num_tokens.div_ceil(layout.block_size).min(limits.max_slots));
     let row_blocks = row_tokens.div_ceil(layout.block_size);
+    let rows = num_tokens.div_ceil(row_tokens);
     let fits = row_tokens <= max_context_len && rows * row_blocks <= layout.num_blocks;
-    fits.then(|| rows_of(rows, row_tokens, row_blocks, limits.vocab_size))
+    fits.then(|| rows_of(num_tokens, row_tokens, row_blocks, limits.vocab_size))
 }
 
-/// Rows of different tokens: products of equal ones would draw less power and so be timed at a clock that they do not
-/// keep.
-fn rows_of(rows: usize, row_tokens: usize, row_blocks: usize, vocab_size: usize) -> Batch {
+/// `num_tokens` tokens in rows of `row_tokens`, the last of what is left. Tokens differ: products of equal rows would
+/// draw less power and so be timed at a clock that they do not keep.
+fn rows_of(num_tokens: usize, row_tokens: usize, row_blocks: usize, vocab_size: usize) -> Batch {
     const STEP: u64 = 2_654_435_761;
     let token = |index: usize| (index as u64 * STEP % vocab_size as u64) as u32;
-    let starts = |step: usize| (0..=rows).map(|row| (row * step) as u32).collect::<Vec<_>>();
+    let rows = num_tokens.div_ceil(row_tokens);
+    let query_starts: Vec<_> = (0..=rows).map(|row| (row * row_tokens).min(num_tokens) as u32).collect();
     Batch {
         slots: (0..rows as u32).collect(),
-        query_starts: starts(row_tokens),
-        context_lens: vec![row_tokens as u32; rows],
-        tokens: (0..rows * row_tokens).map(token).collect(),
-        block_starts: starts(row_blocks),
+        context_lens: query_starts.windows(2).map(|ends| ends[1] - ends[0]).collect(),
+        query_starts,
+        tokens: (0..num_tokens).map(token).collect(),
+        block_starts: (0..=rows).map(|row| (row * row_blocks) as u32).collect(),
         block_tables: (0..(rows * row_blocks) as u32).collect(),
         sampled_rows: (0..rows as u32).collect(),
     }
@@ -123,5 +124,11 @@ mod tests {
         assert!(prompts(8192, &limits, 2048, &layout(127)).is_none());
         assert!(prompts(8192, &limits, 100, &layout(128)).is_none());
         assert_eq!(prompts(48, &limits, 2048, &layout(1)).unwrap().num_tokens(), 48);
+        // Every token of the limit, so that its bucket is the one that is timed.
+        let batch = prompts(4100, &limits, 2048, &layout(128)).unwrap();
+        assert_eq!((batch.num_rows(), batch.num_tokens()), (64, 4100));
+        assert_eq!((batch.query_range(63), batch.context_lens[63]), (4095..4100, 5));
+        let tokens: std::collections::BTreeSet<_> = batch.tokens.iter().collect();
+        assert_eq!(tokens.len(), limits.vocab_size);
     }
 }
