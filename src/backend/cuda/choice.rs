@@ -65,9 +65,24 @@ impl<K: Copy + Eq + Hash> Choices<K> {
         Self { timed: HashMap::new() }
     }
 
-    /// The way that should be fastest for a product, if products of its bucket have been timed. `weight_rows` are the
-    /// columns that tiles cover.
-    pub(super) fn fastest(
+    /// The way that should be fastest for a product, by what `time_ways` tells when the first product of a bucket
+    /// comes. `weight_rows` are the columns that tiles cover.
+    pub(super) fn choose(
+        &mut self,
+        gpu: &Gpu,
+        (shape, key, weight_rows): (ProductShape, K, usize),
+        time_ways: impl FnOnce() -> BackendResult<Vec<(Way, f32)>>,
+    ) -> BackendResult<Way> {
+        let num_multiprocessors = gpu.num_multiprocessors() as usize;
+        if let Some(way) = self.fastest(num_multiprocessors, shape, key, weight_rows) {
+            return Ok(way);
+        }
+        self.insert(shape, key, time_ways()?);
+        Ok(self.fastest(num_multiprocessors, shape, key, weight_rows).unwrap_or(Way::Apart))
+    }
+
+    /// The same, if products of the bucket have been timed.
+    fn fastest(
         &self,
         num_multiprocessors: usize,
         shape: ProductShape,
@@ -85,19 +100,21 @@ impl<K: Copy + Eq + Hash> Choices<K> {
         times.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(way, _)| way)
     }
 
-    pub(super) fn insert(&mut self, shape: ProductShape, key: K, ways: Vec<(Way, f32)>) {
+    fn insert(&mut self, shape: ProductShape, key: K, ways: Vec<(Way, f32)>) {
         self.timed.insert((shape.bucket(), key), Timed { rows: shape.rows, ways });
     }
 }
 
-/// Milliseconds of each of `ways`, which take turns in both orders: a card slows down while it is loaded.
+/// Milliseconds of `run`, apart and in tiles of every width that it takes, in turns and in both orders: a card slows
+/// down while it is loaded.
 pub(super) fn time(
     gpu: &Gpu,
     operation: &'static str,
-    ways: impl IntoIterator<Item = Way>,
+    takes: impl Fn(usize) -> bool,
     mut run: impl FnMut(Way) -> BackendResult<()>,
 ) -> BackendResult<Vec<(Way, f32)>> {
-    let ways: Vec<Way> = ways.into_iter().collect();
+    let tiles = TILE_COLUMNS.into_iter().filter(|&columns| takes(columns)).map(Way::Tiles);
+    let ways: Vec<Way> = [Way::Apart].into_iter().chain(tiles).collect();
     let mut times: Vec<_> = ways.iter().map(|&way| (way, 0.0)).collect();
     for index in (0..ways.len()).chain((0..ways.len()).rev()) {
         let milliseconds = gpu.time(operation, NUM_TIMED_RUNS, || run(ways[index]))?;

@@ -4,9 +4,8 @@
 use super::choice::{self, Choices, Way};
 use super::cublas::{CublasLt, Operands, ProductShape};
 use super::driver::{DevicePtr, Gpu, Kernel, Launch, Params};
-use super::linear_sm90::{HopperLinear, TILE_COLUMNS};
+use super::linear_sm90::HopperLinear;
 use super::modules::{Modules, PerDType};
-use super::rope::{Rope, Rotation, RotationForm};
 use super::tensor::{Checker, Tensor, VECTOR_ELEMENTS, to_u32};
 use crate::backend::{Activation, BackendResult, DType, Gating};
 
@@ -109,7 +108,6 @@ pub(super) struct Linear {
     pub(super) cublas: CublasLt,
     /// By their activation.
     choices: Choices<Option<Gating>>,
-    rotated_choices: Choices<RotationForm>,
     forced: Option<Way>,
 }
 
@@ -117,8 +115,7 @@ impl Linear {
     pub(super) fn new(gpu: &Gpu, modules: &Modules, cublas: CublasLt) -> BackendResult<Linear> {
         let skinny = [Skinny::new(gpu, modules, 8, 16)?, Skinny::new(gpu, modules, MAX_SKINNY_ROWS, 32)?];
         let hopper = HopperLinear::new(gpu, modules)?;
-        let (choices, rotated_choices) = (Choices::new(), Choices::new());
-        Ok(Linear { skinny, hopper, cublas, choices, rotated_choices, forced: None })
+        Ok(Linear { skinny, hopper, cublas, choices: Choices::new(), forced: None })
     }
 
     /// Whether products of so many rows are those of the own kernels for few.
@@ -188,67 +185,18 @@ impl Linear {
         }
         let gating = activation.map(|activation| activation.gating);
         let weight_rows = gating.map_or(shape.out_features, |gating| gating.input_width(shape.out_features));
-        let mut run = |linear: &mut Linear, way: Way| match (way, &linear.hopper) {
+        let Linear { hopper, cublas, choices, forced, .. } = self;
+        let mut run = |way: Way| match (way, &*hopper) {
             (Way::Tiles(columns), Some(hopper)) => hopper.run(gpu, check, columns, product, activation),
-            _ => library(gpu, &mut linear.cublas),
+            _ => library(gpu, cublas),
         };
-        let known = |linear: &Linear| {
-            linear.choices.fastest(gpu.num_multiprocessors() as usize, shape, gating, weight_rows)
+        let way = match *forced {
+            Some(way) => way,
+            None => choices.choose(gpu, (shape, gating, weight_rows), || {
+                choice::time(gpu, check.operation, |_| true, &mut run)
+            })?,
         };
-        if let Some(way) = self.forced.or_else(|| known(self)) {
-            return run(self, way);
-        }
-        let ways = [Way::Apart].into_iter().chain(TILE_COLUMNS.map(Way::Tiles));
-        let times = choice::time(gpu, check.operation, ways, |way| run(self, way))?;
-        self.choices.insert(shape, gating, times);
-        let way = known(self).unwrap_or(Way::Apart);
-        run(self, way)
-    }
-
-    /// The product of queries, keys and values and then `rotation`, see [`crate::backend::Backend::linear_qkv`]: at
-    /// once in the product's tiles, or one after the other where there are no such tiles or that is faster, which is
-    /// timed the first time.
-    pub(super) fn run_rotated(
-        &mut self,
-        gpu: &Gpu,
-        check: Checker,
-        product: (ProductShape, Operands),
-        rotation: &Rotation,
-        rope: &Rope,
-    ) -> BackendResult<()> {
-        let (shape, operands) = product;
-        check.require(shape.rows >= rotation.num_tokens, || {
-            format!("{} rows for {} tokens", shape.rows, rotation.num_tokens)
-        })?;
-        let has_tiles = self.hopper.is_some() && !Linear::is_skinny(shape.rows);
-        let takes = |columns: usize| has_tiles && HopperLinear::rotates(columns, rotation.form);
-        let run = |linear: &mut Linear, way: Way| match (way, &linear.hopper) {
-            (Way::Tiles(columns), Some(hopper)) if takes(columns) => {
-                hopper.run_rotated(gpu, check, columns, product, rotation)
-            }
-            _ => {
-                linear.run(gpu, check, shape, operands)?;
-                rope.run(gpu, check, rotation)
-            }
-        };
-        let forced = if TILE_COLUMNS.into_iter().any(takes) { self.forced } else { Some(Way::Apart) };
-        let known = |linear: &Linear| {
-            linear.rotated_choices.fastest(
-                gpu.num_multiprocessors() as usize,
-                shape,
-                rotation.form,
-                shape.out_features,
-            )
-        };
-        if let Some(way) = forced.or_else(|| known(self)) {
-            return run(self, way);
-        }
-        let tiles = TILE_COLUMNS.into_iter().filter(|&columns| takes(columns)).map(Way::Tiles);
-        let ways = [Way::Apart].into_iter().chain(tiles);
-        let times = choice::time(gpu, check.operation, ways, |way| run(self, way))?;
-        self.rotated_choices.insert(shape, rotation.form, times);
-        let way = known(self).unwrap_or(Way::Apart);
-        run(self, way)
+        run(way)
     }
 }
 

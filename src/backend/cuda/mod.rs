@@ -29,6 +29,7 @@ mod plan;
 mod presence;
 mod projection;
 mod prompt_attention;
+mod qkv;
 mod rope;
 mod sample;
 mod staging;
@@ -55,6 +56,7 @@ use self::modules::Modules;
 use self::norm::Norms;
 pub use self::presence::HostContext;
 use self::projection::Projections;
+use self::qkv::QkvProducts;
 use self::rope::{Rope, RopeAndWriteKv, Rotation};
 use self::sample::Sampler;
 use self::staging::Staging;
@@ -115,6 +117,7 @@ struct Kernels {
     embed: Embed,
     norms: Norms,
     rope: Rope,
+    qkv: QkvProducts,
     attention: Attention,
     activations: Activations,
     linear: Linear,
@@ -128,6 +131,7 @@ impl Kernels {
             embed: Embed::new(gpu, modules)?,
             norms: Norms::new(gpu, modules)?,
             rope: Rope::new(gpu, modules)?,
+            qkv: QkvProducts::new(),
             attention: Attention::new(gpu, modules)?,
             activations: Activations::new(gpu, modules)?,
             linear: Linear::new(gpu, modules, cublas)?,
@@ -507,7 +511,8 @@ impl Backend for Cuda {
         let product = linear::product(check, (input, weight, qkv), rows, weight.rows())?;
         let arguments = RopeAndWriteKv { qkv, transform, shape, cache, layer };
         let rotation = Rotation::new(check, &reserved.step, arguments)?;
-        kernels.linear.run_rotated(gpu, check, product, &rotation, &kernels.rope)
+        let Kernels { qkv, linear, rope, .. } = kernels;
+        qkv.run(gpu, check, (linear, rope), product, &rotation)
     }
 
     fn attention(

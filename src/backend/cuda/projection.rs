@@ -5,7 +5,7 @@ use super::choice::{self, Choices, Way};
 use super::cublas::ProductShape;
 use super::driver::{DevicePtr, Gpu};
 use super::linear::{self, Linear};
-use super::linear_sm90::{AddedProduct, TILE_COLUMNS};
+use super::linear_sm90::AddedProduct;
 use super::tensor::{Checker, Tensor};
 use crate::backend::{BackendResult, Projection};
 
@@ -49,22 +49,19 @@ impl Projections {
         if Linear::is_skinny(products.first.shape.rows) || linear.hopper.is_none() {
             return Ok(Way::Apart);
         }
-        let (shape, second_width) = (products.first.shape, products.second_width());
-        let known = |choices: &Choices<usize>| {
-            choices.fastest(gpu.num_multiprocessors() as usize, shape, second_width, shape.out_features)
-        };
-        if let Some(way) = linear.forced().or_else(|| known(&self.choices)) {
+        if let Some(way) = linear.forced() {
             return Ok(way);
         }
-        let delta = products.first.operands.out;
-        let ways = [Way::Apart].into_iter().chain(TILE_COLUMNS.map(Way::Tiles));
-        let mut times =
-            choice::time(gpu, check.operation, ways, |way| products.run(gpu, check, linear, way, delta))?;
-        for (way, milliseconds) in &mut times {
-            *milliseconds += products.norm_milliseconds(*way);
-        }
-        self.choices.insert(shape, second_width, times);
-        Ok(known(&self.choices).unwrap_or(Way::Apart))
+        let shape = products.first.shape;
+        self.choices.choose(gpu, (shape, products.second_width(), shape.out_features), || {
+            let delta = products.first.operands.out;
+            let run = |way| products.run(gpu, check, linear, way, delta);
+            let mut times = choice::time(gpu, check.operation, |_| true, run)?;
+            for (way, milliseconds) in &mut times {
+                *milliseconds += products.norm_milliseconds(*way);
+            }
+            Ok(times)
+        })
     }
 }
 
