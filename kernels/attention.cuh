@@ -9,7 +9,7 @@
 struct AttentionParams {
   StepArrays arrays;
   const DecodeItem *decode_items;
-  const SplitRow *split_rows;
+  const DecodeShare *decode_shares;
   const PromptTile *prompt_tiles;
   // [tokens, (num_heads + 2 * num_kv_heads) * head_dim]
   const void *qkv;
@@ -21,6 +21,9 @@ struct AttentionParams {
   float *partial_sums;
   // [partials][num_heads]: largest score and sum of exponentials
   float2 *partial_stats;
+  // [partials][blocks of a share]: how many of a row's partial results are there, at the place of the first; 0 between
+  // kernels.
+  uint32_t *arrivals;
   uint32_t num_heads;
   uint32_t num_kv_heads;
   uint32_t block_size;
@@ -33,7 +36,7 @@ struct AttentionParams {
   // Bound that scores approach, or 0.
   float soft_cap;
 };
-static_assert(sizeof(AttentionParams) == 144, "mirrored in attention.rs");
+static_assert(sizeof(AttentionParams) == 152, "mirrored in attention.rs");
 
 constexpr float MINUS_INFINITY = -__builtin_huge_valf();
 
@@ -55,7 +58,7 @@ __device__ inline float modify_score(const AttentionParams &params, float score,
   return is_near && score != MINUS_INFINITY ? modified : MINUS_INFINITY;
 }
 
-// Shared-memory rows carry one more 16-byte vector, so that ldmatrix reads 8 rows from different banks.
+// Shared-memory rows carry one more 16-byte vector, so that 8 rows are read from different banks.
 template <int HEAD_DIM> constexpr int ROW_ELEMENTS = HEAD_DIM + VECTOR_ELEMENTS;
 
 // First element of the keys of `block` for `kv_head`; the values are `value_offset` further on.
@@ -69,10 +72,10 @@ template <int HEAD_DIM> __device__ inline uint64_t value_offset(const AttentionP
   return static_cast<uint64_t>(params.num_kv_heads) * params.block_size * HEAD_DIM;
 }
 
-// Where 16 keys of a head lie that one warp copies together: in one block, since blocks hold a multiple of 16 tokens.
+// Where 16 keys of a head lie that one warp reads together: in one block, since blocks hold a multiple of 16 tokens.
 template <typename T> struct KeyRun {
   const T *keys;
-  // Valid keys, at most 16; the rest lies past the end.
+  // Keys from the first on; those of the 16 that are more lie past the end, and below 1 all do.
   int num_keys;
 };
 

@@ -1,97 +1,152 @@
 // Attention of rows with a single query token over the paged cache (FlashDecoding, Dao et al. 2023).
 //
-// attention_decode: a work is an item, a key-value head and up to HEADS of the query heads that share it, so that keys
-// and values are read once for the group. The host cuts the keys of all rows into items of about equal size, so that
-// long rows spread over many blocks and short ones do not wait for them. Blocks take works in turns. Inside a block
-// every warp takes every WARPS-th run of 16 keys through a pipeline of its own, without a barrier, and keeps an online
-// softmax; the warps' results are merged at the end. Keys and values take the 16-row side of the tensor core's tile
-// and query heads the 8-column side, which a group fills best.
+// attention_decode: the host cuts the keys of all rows, one row after the other, into shares of equal size, as many as
+// the device holds at once. A share has a block for each key-value head and, of the query heads that share it, each
+// HEADS, so that keys and values are read once for them; without a window, all blocks end together. A share's items are
+// the rows, or parts of rows, that fall into it. Inside a block every warp takes every WARPS-th run of 16 keys of an
+// item and keeps an online softmax, without a barrier; the warps' results are merged at the item's end, while the next
+// one's keys are on their way. Of a row that lies in several shares, the block that finishes last merges the results.
+//
+// Keys and values take the 16-row side of the tensor core's tile and query heads the 8-column side, which a group fills
+// best. They come from memory straight into the fragments' registers: which element of a head stands where in a
+// fragment matters to nobody, as long as queries have the same order and results know theirs. Loads into registers
+// read faster than copies to shared memory, which this kernel had before, and take less energy (benches/NOTES.md).
 //
 // attention_decode_general: the same with a window, a soft cap or slopes. Keys before the window are not read.
-//
-// attention_combine: merges the items of a split row; one block per row and head, one thread per element.
 //
 // Head sizes 64, 80, 96, 128, 256; up to 8 or 16 heads at once. Blocks of the cache hold a multiple of 16 tokens, and
 // items start at one.
 
 #include "attention.cuh"
 
-constexpr int WARPS = 4;
-
-template <int HEAD_DIM> struct DecodeShape {
-  static constexpr int STAGES = HEAD_DIM <= 64 ? 4 : HEAD_DIM <= 96 ? 3 : HEAD_DIM <= 128 ? 2 : 1;
-  static constexpr int TILE_BYTES = 16 * ROW_ELEMENTS<HEAD_DIM> * 2;
-  // Mirrored in attention.rs.
-  static constexpr int SHARED_BYTES = WARPS * STAGES * 2 * TILE_BYTES;
+// How warps take runs: in chunks, each a part of a run's keys or values, first those of the keys. Up to 8 KiB of a warp
+// are on their way at once, a whole run or one chunk: a thread's loads are waited for together, so the next ones start
+// when these have been read, and the other warps' are what memory works on meanwhile.
+template <int HEAD_DIM, int HEADS> struct DecodeShape {
+  // Whether a whole run is loaded at once.
+  static constexpr bool IS_WHOLE = HEAD_DIM <= 128;
+  // For 16 heads of 256, more would leave no registers for the sums.
+  static constexpr int PART = IS_WHOLE || HEADS <= 8 ? HEAD_DIM : 64;
+  static constexpr int PARTS = HEAD_DIM / PART;
+  static constexpr int CHUNKS = 2 * PARTS;
+  // Of a chunk, in a thread.
+  static constexpr int WORDS = 16 * PART / 2 / WARP_THREADS;
+  // Of a block, and blocks of a multiprocessor, for which there are registers. Mirrored in attention.rs.
+  static constexpr int WARPS = HEAD_DIM <= 128 ? 4 : 2;
+  static constexpr int BLOCKS = (HEADS > 8 ? 8 : HEAD_DIM <= 96 ? 16 : HEAD_DIM <= 128 ? 12 : 8) / WARPS;
 };
 
-// An item's keys of one key-value head, for some of the query heads that share it.
-struct Work {
-  DecodeItem item;
+// Words that are read once, from memory that an earlier kernel may have written.
+template <int WORDS> __device__ inline void load_words(uint32_t *words, const void *source) {
+  if constexpr (WORDS == 4) {
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "l"(source));
+  } else if constexpr (WORDS == 2) {
+    asm volatile("ld.global.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(words[0]), "=r"(words[1]) : "l"(source));
+  } else {
+    static_assert(WORDS == 1);
+    asm volatile("ld.global.L1::no_allocate.u32 %0, [%1];" : "=r"(words[0]) : "l"(source));
+  }
+}
+
+// What the blocks of a share take of its items: one key-value head, and some of the query heads that share it.
+struct HeadGroup {
   uint32_t kv_head;
   uint32_t first_head;
   int num_heads;
 };
 
-// Work number `index`: items in the host's order, in each all key-value heads, in each the parts of its group.
-template <int HEADS> __device__ inline Work work_at(const AttentionParams &params, uint32_t index) {
+// Blocks of a share, of which block `index` has `group_at(index)`: all key-value heads, in each the parts of its group.
+template <int HEADS> __device__ inline uint32_t num_groups(const AttentionParams &params) {
   const uint32_t group = params.num_heads / params.num_kv_heads;
-  const uint32_t parts = (group + HEADS - 1) / HEADS;
-  const uint32_t head_index = index / parts;
-  const uint32_t part = index - head_index * parts;
-  const uint32_t item = head_index / params.num_kv_heads;
-  const uint32_t kv_head = head_index - item * params.num_kv_heads;
-  return {params.decode_items[item], kv_head, kv_head * group + part * HEADS,
-          min(static_cast<int>(group - part * HEADS), HEADS)};
+  return params.num_kv_heads * ((group + HEADS - 1) / HEADS);
 }
 
-template <int HEADS> __device__ inline uint32_t num_works(const AttentionParams &params) {
-  const uint32_t parts = (params.num_heads / params.num_kv_heads + HEADS - 1) / HEADS;
-  return params.arrays.header->num_decode_items * params.num_kv_heads * parts;
+template <int HEADS> __device__ inline HeadGroup group_at(const AttentionParams &params, uint32_t index) {
+  const uint32_t group = params.num_heads / params.num_kv_heads;
+  const uint32_t parts = (group + HEADS - 1) / HEADS;
+  const uint32_t kv_head = index / parts;
+  const uint32_t first = (index - kv_head * parts) * HEADS;
+  return {kv_head, kv_head * group + first, min(static_cast<int>(group - first), HEADS)};
 }
 
 // First of the item's keys that its query sees, rounded down to a multiple of 16.
 template <bool IS_GENERAL>
-__device__ inline uint32_t first_visible(const AttentionParams &params, const DecodeItem &item, uint32_t context_len) {
-  if (!IS_GENERAL || params.window == 0 || context_len <= params.window) {
+__device__ inline uint32_t first_visible(const AttentionParams &params, const DecodeItem &item) {
+  if (!IS_GENERAL || params.window == 0 || item.context_len <= params.window) {
     return item.first_key;
   }
-  return max(item.first_key, (context_len - params.window) / 16 * 16);
+  return max(item.first_key, (item.context_len - params.window) / 16 * 16);
 }
 
-// One warp's part of a work. A thread holds, of each 8 heads, two: 2 (lane % 4) and the next.
+// Shared memory of a block.
+template <typename T, int HEAD_DIM, int HEADS> struct DecodeMemory {
+  static constexpr int WARPS = DecodeShape<HEAD_DIM, HEADS>::WARPS;
+  // Of each warp and head: largest score and sum of exponentials, and the sums.
+  float2 stats[WARPS][HEADS];
+  float sums[WARPS][HEADS][HEAD_DIM];
+  // Of an item and the one after it.
+  T queries[2][HEADS][ROW_ELEMENTS<HEAD_DIM>];
+};
+
+// Starts copying an item's queries, by the block; what is not there becomes zeros.
+template <typename T, int HEAD_DIM, int HEADS>
+__device__ inline void copy_queries(const AttentionParams &params, const HeadGroup &group, uint32_t token,
+                                    T (&target)[HEADS][ROW_ELEMENTS<HEAD_DIM>]) {
+  constexpr int VECTORS = HEAD_DIM / VECTOR_ELEMENTS;
+  const uint64_t width = static_cast<uint64_t>(params.num_heads + 2 * params.num_kv_heads) * HEAD_DIM;
+  const T *heads = static_cast<const T *>(params.qkv) + token * width + group.first_head * HEAD_DIM;
+  for (int index = threadIdx.x; index < HEADS * VECTORS; index += blockDim.x) {
+    const int head = index / VECTORS;
+    const int column = index % VECTORS * VECTOR_ELEMENTS;
+    const bool is_valid = head < group.num_heads;
+    copy_async(shared_address(&target[head][column]), is_valid ? heads + head * HEAD_DIM + column : heads, is_valid);
+  }
+  commit_copies();
+}
+
+// One warp's part of a block's items. A thread holds, of each 8 heads, two: 2 (lane % 4) and the next.
 template <typename T, int HEAD_DIM, int HEADS, bool IS_GENERAL> struct DecodeWarp {
-  using Shape = DecodeShape<HEAD_DIM>;
+  using Shape = DecodeShape<HEAD_DIM, HEADS>;
+  using Chunk = uint32_t[Shape::WORDS];
+  static constexpr int PART = Shape::PART;
   static constexpr int TILES = HEADS / 8;
-  static constexpr uint32_t STRIDE = WARPS * 16;
+  static constexpr uint32_t STRIDE = Shape::WARPS * 16;
 
   const AttentionParams &params;
-  const Work &work;
-  const uint32_t lane = threadIdx.x % WARP_THREADS;
-  // Of the warp's stages in shared memory.
-  uint32_t shared;
-  uint32_t context_len;
-  const uint32_t *blocks;
-  // Of the warp's first run.
+  const uint32_t group = threadIdx.x % WARP_THREADS / 4;
+  const uint32_t pair = threadIdx.x % 4;
+  const HeadGroup heads;
+  DecodeItem item;
+  // Of the warp's first run of the item.
   uint32_t first_key;
-  // Of the batch's tokens, the row's.
-  uint32_t token;
   // B fragments.
   uint32_t queries[HEAD_DIM / 16][TILES][2];
+  // Have arrived or are on their way: a run's keys and values, or one chunk.
+  Chunk words[Shape::IS_WHOLE ? 2 : 1];
   // Sums of values times exponentials, 16 elements of a head a tile, as C fragments.
   float sums[HEAD_DIM / 16][TILES][4];
   // Largest score so far, times log2(e), and this thread's part of the sum of exponentials.
   float maxima[TILES][2];
   float weights[TILES][2];
 
-  __device__ inline DecodeWarp(const AttentionParams &params, const Work &work, uint32_t shared)
-      : params(params), work(work) {
-    const uint32_t warp = threadIdx.x / WARP_THREADS;
-    this->shared = shared + warp * Shape::STAGES * 2 * Shape::TILE_BYTES;
-    context_len = params.arrays.context_lens[work.item.row];
-    token = params.arrays.query_starts[work.item.row];
-    blocks = params.arrays.block_tables + params.arrays.block_starts[work.item.row];
-    first_key = first_visible<IS_GENERAL>(params, work.item, context_len) + warp * 16;
+  __device__ inline DecodeWarp(const AttentionParams &params, const HeadGroup &heads) : params(params), heads(heads) {}
+
+  // First key of the warp's first run of an item.
+  __device__ inline uint32_t first_key_of(const DecodeItem &item) const {
+    return first_visible<IS_GENERAL>(params, item) + threadIdx.x / WARP_THREADS * 16;
+  }
+  __device__ inline KeyRun<T> locate(const DecodeItem &item, uint32_t key) const {
+    return locate_run<T, HEAD_DIM>(params, params.arrays.block_tables + item.first_block, heads.kv_head, key,
+                                   item.end_key);
+  }
+
+  // Takes up an item whose first run is on its way.
+  __device__ inline void begin(const DecodeItem &next, const T (&rows)[HEADS][ROW_ELEMENTS<HEAD_DIM>]) {
+    item = next;
+    first_key = first_key_of(item);
+    load_queries(rows);
 #pragma unroll
     for (int n = 0; n < HEAD_DIM / 16 * TILES * 4; n++) {
       sums[n / (TILES * 4)][n / 4 % TILES][n % 4] = 0.0f;
@@ -103,64 +158,110 @@ template <typename T, int HEAD_DIM, int HEADS, bool IS_GENERAL> struct DecodeWar
     }
   }
 
-  __device__ inline uint32_t key_of(uint32_t run) const { return first_key + run * STRIDE; }
-  __device__ inline uint32_t keys_at(uint32_t run) const {
-    return shared + run % Shape::STAGES * 2 * Shape::TILE_BYTES;
-  }
-  __device__ inline KeyRun<T> locate(uint32_t run) const {
-    return locate_run<T, HEAD_DIM>(params, blocks, work.kv_head, key_of(run), work.item.end_key);
-  }
-
-  // Starts copying keys, or values, of a run that has any. An empty group keeps the count of groups right.
-  __device__ inline void copy_keys(const KeyRun<T> &place, uint32_t run) const {
-    if (place.num_keys > 0) {
-      copy_run<T, HEAD_DIM>(place, 0, keys_at(run));
-    }
-    commit_copies();
-  }
-  __device__ inline void copy_values(const KeyRun<T> &place, uint32_t run) const {
-    if (place.num_keys > 0) {
-      copy_run<T, HEAD_DIM>(place, value_offset<HEAD_DIM>(params), keys_at(run) + Shape::TILE_BYTES);
-    }
-    commit_copies();
-  }
-
-  __device__ inline void load_queries() {
-    const uint64_t width = static_cast<uint64_t>(params.num_heads + 2 * params.num_kv_heads) * HEAD_DIM;
-    const T *heads = static_cast<const T *>(params.qkv) + token * width + work.first_head * HEAD_DIM;
+  // Starts loading a part of 16 keys as A fragments: the words of row `group`, then those of the row 8 further down. Of
+  // every 32 elements of a row, the thread's 8 neighbours stand for the columns of two fragments that are its; of 16
+  // that are left, its 4 for one's. Rows past the end are the last one: what they give is dropped.
+  __device__ inline void load_keys(Chunk &words, const T *rows, uint32_t last_row) const {
 #pragma unroll
-    for (int tile = 0; tile < TILES; tile++) {
-      const int head = 8 * tile + lane / 4;
+    for (int half = 0; half < 2; half++) {
+      const T *row = rows + min(group + 8 * half, last_row) * HEAD_DIM;
+      uint32_t *target = words + half * PART / 8;
 #pragma unroll
-      for (int n = 0; n < HEAD_DIM / 16 * 2; n++) {
-        const T *source = heads + head * HEAD_DIM + 8 * n + lane % 4 * 2;
-        queries[n / 2][tile][n % 2] = head < work.num_heads ? *reinterpret_cast<const uint32_t *>(source) : 0;
+      for (int n = 0; n < PART / 32; n++) {
+        load_words<4>(target + 4 * n, row + 32 * n + pair * 8);
+      }
+      if constexpr (PART % 32 == 16) {
+        load_words<2>(target + PART / 32 * 4, row + PART / 32 * 32 + pair * 4);
       }
     }
   }
 
-  // Scores of 16 keys, times log2(e), as C fragments: keys lane / 4 and lane / 4 + 8.
-  __device__ inline void score(float (&scores)[TILES][4], uint32_t run) const {
-    const uint32_t row = lane % 16;
-    const uint32_t column = lane / 16 * VECTOR_ELEMENTS;
-    const uint32_t address = keys_at(run) + (row * ROW_ELEMENTS<HEAD_DIM> + column) * sizeof(T);
+  // The same of values: the words of keys 2 pair, 2 pair + 1 and those 8 further down. Of every 64 elements of a row, the
+  // thread's 8 neighbours stand for rows of four fragments, of 32 or 16 that are left its 4 or 2 for those of two or
+  // one. Rows past the end are the last one, with an exponential of 0.
+  __device__ inline void load_values(Chunk &words, const T *rows, uint32_t last_row) const {
+    constexpr int REST = PART % 64;
 #pragma unroll
-    for (int step = 0; step < HEAD_DIM / 16; step++) {
-      uint32_t keys[4];
-      load_matrices(keys, address + step * 16 * sizeof(T));
+    for (int key = 0; key < 4; key++) {
+      const T *row = rows + min(2 * pair + key % 2 + key / 2 * 8, last_row) * HEAD_DIM;
+      uint32_t *target = words + key * PART / 16;
+#pragma unroll
+      for (int n = 0; n < PART / 64; n++) {
+        load_words<4>(target + 4 * n, row + 64 * n + group * 8);
+      }
+      if constexpr (REST > 0) {
+        load_words<REST / 16>(target + PART / 64 * 4, row + PART / 64 * 64 + group * (REST / 8));
+      }
+    }
+  }
+
+  // The first of the two elements of a head whose sums are in sums[index].
+  __device__ inline uint32_t element_of(int index) const {
+    const int within = index % (PART / 16);
+    const int part = index / (PART / 16) * PART;
+    return within < PART / 64 * 4 ? part + within / 4 * 64 + group * 8 + within % 4 * 2
+                                  : part + PART / 64 * 64 + group * (PART % 64 / 8) + within % 4 * 2;
+  }
+
+  template <int CHUNK> __device__ inline Chunk &chunk() { return words[Shape::IS_WHOLE ? CHUNK : 0]; }
+
+  // Starts loading chunk `CHUNK` of a run, which has keys.
+  template <int CHUNK> __device__ inline void load(const KeyRun<T> &place) {
+    constexpr bool IS_KEYS = CHUNK < Shape::PARTS;
+    const T *rows = place.keys + (IS_KEYS ? 0 : value_offset<HEAD_DIM>(params)) + CHUNK % Shape::PARTS * PART;
+    const uint32_t last_row = place.num_keys - 1;
+    IS_KEYS ? load_keys(chunk<CHUNK>(), rows, last_row) : load_values(chunk<CHUNK>(), rows, last_row);
+  }
+
+  // Starts loading a run, if it has keys, or its first chunk.
+  __device__ inline void load_first(const KeyRun<T> &place) {
+    if (place.num_keys > 0) {
+      load<0>(place);
+      if constexpr (Shape::IS_WHOLE) {
+        load<1>(place);
+      }
+    }
+  }
+
+  __device__ inline void load_queries(const T (&rows)[HEADS][ROW_ELEMENTS<HEAD_DIM>]) {
+#pragma unroll
+    for (int n = 0; n < HEAD_DIM / 16 * TILES; n++) {
+      const int step = n / TILES;
+      // As load_keys has them.
+      const bool is_last = HEAD_DIM % 32 == 16 && step == HEAD_DIM / 16 - 1;
+      const uint32_t element = is_last ? 16 * step + pair * 4 : step / 2 * 32 + pair * 8 + step % 2 * 4;
+      const uint2 words = *reinterpret_cast<const uint2 *>(&rows[n % TILES * 8 + group][element]);
+      queries[step][n % TILES][0] = words.x;
+      queries[step][n % TILES][1] = words.y;
+    }
+  }
+
+  // Adds what a chunk of keys gives to the products of 16 keys and the queries, as C fragments: keys `group` and
+  // `group` + 8.
+  template <int CHUNK> __device__ inline void multiply_keys(float (&scores)[TILES][4]) {
+    const Chunk &words = chunk<CHUNK>();
+#pragma unroll
+    for (int step = 0; step < PART / 16; step++) {
+      const uint32_t keys[4] = {words[2 * step], words[PART / 8 + 2 * step], words[2 * step + 1],
+                                words[PART / 8 + 2 * step + 1]};
 #pragma unroll
       for (int tile = 0; tile < TILES; tile++) {
-        mma<T>(scores[tile], keys, queries[step][tile][0], queries[step][tile][1]);
+        const uint32_t(&query)[2] = queries[CHUNK * (PART / 16) + step][tile];
+        mma<T>(scores[tile], keys, query[0], query[1]);
       }
     }
+  }
+
+  // Makes products of the keys from `first` on scores, times log2(e).
+  __device__ inline void score(float (&scores)[TILES][4], uint32_t first) const {
 #pragma unroll
     for (int n = 0; n < TILES * 4; n++) {
       float &value = scores[n / 4][n % 4];
-      const uint32_t key = key_of(run) + lane / 4 + n % 4 / 2 * 8;
-      value = key < work.item.end_key ? value * params.scale_log2 : MINUS_INFINITY;
+      const uint32_t key = first + group + n % 4 / 2 * 8;
+      value = key < item.end_key ? value * params.scale_log2 : MINUS_INFINITY;
       if (IS_GENERAL) {
-        const uint32_t head = work.first_head + n / 4 * 8 + lane % 4 * 2 + n % 2;
-        value = modify_score(params, value, min(head, params.num_heads - 1), static_cast<int>(context_len - 1 - key));
+        const uint32_t head = heads.first_head + n / 4 * 8 + pair * 2 + n % 2;
+        value = modify_score(params, value, min(head, params.num_heads - 1), static_cast<int>(item.context_len - 1 - key));
       }
     }
   }
@@ -195,65 +296,67 @@ template <typename T, int HEAD_DIM, int HEADS, bool IS_GENERAL> struct DecodeWar
     }
   }
 
-  // Adds the run's values times the exponentials.
-  __device__ inline void add_values(const float (&scores)[TILES][4], uint32_t run) {
-    uint32_t exponentials[TILES][2];
+  // Adds a chunk of values times the exponentials, which are B fragments.
+  template <int CHUNK> __device__ inline void add_values(const uint32_t (&exponentials)[TILES][2]) {
+    constexpr int STEPS = PART / 16;
+    const Chunk &words = chunk<CHUNK>();
 #pragma unroll
-    for (int tile = 0; tile < TILES; tile++) {
-      exponentials[tile][0] = transpose_matrix(pack<T>(scores[tile][0], scores[tile][1]));
-      exponentials[tile][1] = transpose_matrix(pack<T>(scores[tile][2], scores[tile][3]));
-    }
-    // Matrices: keys 0 to 7, the first 8 elements and the second, then keys 8 to 15.
-    const uint32_t row = lane % 8 + lane / 16 * 8;
-    const uint32_t column = lane / 8 % 2 * VECTOR_ELEMENTS;
-    const uint32_t address =
-        keys_at(run) + Shape::TILE_BYTES + (row * ROW_ELEMENTS<HEAD_DIM> + column) * sizeof(T);
-#pragma unroll
-    for (int n = 0; n < HEAD_DIM / 16; n++) {
-      uint32_t values[4];
-      load_matrices_transposed(values, address + n * 16 * sizeof(T));
+    for (int step = 0; step < STEPS; step++) {
+      const uint32_t first = words[step];
+      const uint32_t second = words[STEPS + step];
+      const uint32_t third = words[2 * STEPS + step];
+      const uint32_t fourth = words[3 * STEPS + step];
+      const uint32_t values[4] = {low_halves(first, second), high_halves(first, second), low_halves(third, fourth),
+                                  high_halves(third, fourth)};
 #pragma unroll
       for (int tile = 0; tile < TILES; tile++) {
-        mma<T>(sums[n][tile], values, exponentials[tile][0], exponentials[tile][1]);
+        mma<T>(sums[(CHUNK - Shape::PARTS) * STEPS + step][tile], values, exponentials[tile][0], exponentials[tile][1]);
       }
     }
   }
 
-  // Keys of earlier steps are on their way before the predecessor has ended, which writes those of this step.
-  __device__ inline void run_all() {
-    const uint32_t new_key = context_len - 1;
-    auto start = [&](bool is_old) {
-#pragma unroll
-      for (int run = 0; run < Shape::STAGES; run++) {
-        if ((key_of(run) + 16 <= new_key) == is_old) {
-          const KeyRun<T> place = locate(run);
-          copy_keys(place, run);
-          copy_values(place, run);
-        }
-      }
-    };
-    start(true);
-    wait_for_predecessor();
-    start_successor();
-    start(false);
-    load_queries();
-    for (uint32_t run = 0; key_of(run) < work.item.end_key; run++) {
-      const KeyRun<T> next = locate(run + Shape::STAGES);
-      float scores[TILES][4] = {};
-      wait_copies<2 * Shape::STAGES - 1>();
-      __syncwarp();
-      score(scores, run);
-      // The next copy into this stage must not overtake the other lanes' reads.
-      __syncwarp();
-      copy_keys(next, run + Shape::STAGES);
-      soften(scores);
-      wait_copies<2 * Shape::STAGES - 1>();
-      __syncwarp();
-      add_values(scores, run);
-      __syncwarp();
-      copy_values(next, run + Shape::STAGES);
+  // Works on chunk `CHUNK` of the run of keys from `key` on, and those after it. What is read makes room for what
+  // comes next, of this run or of the one at `next`.
+  template <int CHUNK>
+  __device__ inline void work_through(float (&scores)[TILES][4], uint32_t (&exponentials)[TILES][2], uint32_t key,
+                                      const KeyRun<T> &place, const KeyRun<T> &next) {
+    if constexpr (CHUNK < Shape::PARTS) {
+      multiply_keys<CHUNK>(scores);
+    } else {
+      add_values<CHUNK>(exponentials);
     }
-    wait_copies<0>();
+    if constexpr (CHUNK + 1 == Shape::CHUNKS) {
+      load_first(next);
+    } else if constexpr (!Shape::IS_WHOLE) {
+      load<CHUNK + 1>(place);
+    }
+    if constexpr (CHUNK + 1 == Shape::PARTS) {
+      score(scores, key);
+      soften(scores);
+#pragma unroll
+      for (int tile = 0; tile < TILES; tile++) {
+        exponentials[tile][0] = transpose_matrix(pack<T>(scores[tile][0], scores[tile][1]));
+        exponentials[tile][1] = transpose_matrix(pack<T>(scores[tile][2], scores[tile][3]));
+      }
+    }
+    if constexpr (CHUNK + 1 < Shape::CHUNKS) {
+      work_through<CHUNK + 1>(scores, exponentials, key, place, next);
+    }
+  }
+
+  // Works on all runs, of which the first lies at `place`. The first run of the warp's next item, at `after`, is on its
+  // way then.
+  __device__ inline void run_all(KeyRun<T> place, const KeyRun<T> &after) {
+    if (first_key >= item.end_key) {
+      load_first(after);
+    }
+    for (uint32_t key = first_key; key < item.end_key; key += STRIDE) {
+      const KeyRun<T> next = key + STRIDE < item.end_key ? locate(item, key + STRIDE) : after;
+      float scores[TILES][4] = {};
+      uint32_t exponentials[TILES][2];
+      work_through<0>(scores, exponentials, key, place, next);
+      place = next;
+    }
 #pragma unroll
     for (int n = 0; n < TILES * 2; n++) {
 #pragma unroll
@@ -264,31 +367,26 @@ template <typename T, int HEAD_DIM, int HEADS, bool IS_GENERAL> struct DecodeWar
   }
 };
 
-// The warps' results of one work.
-template <int HEAD_DIM, int HEADS> struct WarpResults {
-  // Largest score and sum of exponentials.
-  float2 stats[WARPS][HEADS];
-  float sums[WARPS][HEADS][HEAD_DIM];
-
-  template <typename Warp> __device__ inline void store(const Warp &result, int num_heads) {
-    const int lane = threadIdx.x % WARP_THREADS;
-    const int warp = threadIdx.x / WARP_THREADS;
+// Leaves a warp's results of its item to the block.
+template <typename Warp, typename Memory> __device__ inline void store_results(const Warp &result, Memory &memory) {
+  const int warp = threadIdx.x / WARP_THREADS;
 #pragma unroll
-    for (int n = 0; n < HEADS / 8 * 2; n++) {
-      const int head = n / 2 * 8 + lane % 4 * 2 + n % 2;
-      if (head >= num_heads) {
-        continue;
-      }
-      if (lane < 4) {
-        stats[warp][head] = make_float2(result.maxima[n / 2][n % 2], result.weights[n / 2][n % 2]);
-      }
+  for (int n = 0; n < Warp::TILES * 2; n++) {
+    const int head = n / 2 * 8 + result.pair * 2 + n % 2;
+    if (head >= result.heads.num_heads) {
+      continue;
+    }
+    if (result.group == 0) {
+      memory.stats[warp][head] = make_float2(result.maxima[n / 2][n % 2], result.weights[n / 2][n % 2]);
+    }
 #pragma unroll
-      for (int i = 0; i < HEAD_DIM / 8; i++) {
-        sums[warp][head][8 * i + lane / 4] = result.sums[i / 2][n / 2][i % 2 * 2 + n % 2];
-      }
+    for (int i = 0; i < sizeof(result.sums) / sizeof(result.sums[0]); i++) {
+      const uint32_t element = result.element_of(i);
+      memory.sums[warp][head][element] = result.sums[i][n / 2][n % 2];
+      memory.sums[warp][head][element + 1] = result.sums[i][n / 2][n % 2 + 2];
     }
   }
-};
+}
 
 // Factor of a result whose maximum is `maximum` beside others whose largest is `largest`, which is finite unless
 // the item lies before the window.
@@ -296,32 +394,33 @@ __device__ inline float merge_factor(float maximum, float largest) {
   return maximum == MINUS_INFINITY ? 0.0f : exp2_approximate(maximum - largest);
 }
 
-// Merges the warps' results of a work and writes them.
+// Merges the warps' results of an item and writes them: to `out`, or as a partial result.
 template <typename T, int HEAD_DIM, int HEADS>
-__device__ inline void finish_work(const AttentionParams &params, const Work &work,
-                                   const WarpResults<HEAD_DIM, HEADS> &results) {
-  const uint64_t token = params.arrays.query_starts[work.item.row];
-  for (int index = threadIdx.x; index < work.num_heads * HEAD_DIM; index += WARPS * WARP_THREADS) {
+__device__ inline void merge_warps(const AttentionParams &params, const HeadGroup &heads, const DecodeItem &item,
+                                   const DecodeMemory<T, HEAD_DIM, HEADS> &memory) {
+  constexpr int WARPS = DecodeShape<HEAD_DIM, HEADS>::WARPS;
+  for (int index = threadIdx.x; index < heads.num_heads * HEAD_DIM; index += blockDim.x) {
     const int row = index / HEAD_DIM;
     const int element = index % HEAD_DIM;
     float maximum = MINUS_INFINITY;
 #pragma unroll
     for (int warp = 0; warp < WARPS; warp++) {
-      maximum = fmaxf(maximum, results.stats[warp][row].x);
+      maximum = fmaxf(maximum, memory.stats[warp][row].x);
     }
     float sum = 0.0f;
     float weight = 0.0f;
 #pragma unroll
     for (int warp = 0; warp < WARPS; warp++) {
-      const float factor = merge_factor(results.stats[warp][row].x, maximum);
-      sum += factor * results.sums[warp][row][element];
-      weight += factor * results.stats[warp][row].y;
+      const float factor = merge_factor(memory.stats[warp][row].x, maximum);
+      sum += factor * memory.sums[warp][row][element];
+      weight += factor * memory.stats[warp][row].y;
     }
-    const uint64_t head = work.first_head + row;
-    if (work.item.partial == NO_PARTIAL) {
-      static_cast<T *>(params.out)[(token * params.num_heads + head) * HEAD_DIM + element] = from_float<T>(sum / weight);
+    const uint32_t head = heads.first_head + row;
+    if (item.num_partials == 0) {
+      const uint64_t place = static_cast<uint64_t>(item.token) * params.num_heads + head;
+      static_cast<T *>(params.out)[place * HEAD_DIM + element] = from_float<T>(sum / weight);
     } else {
-      const uint64_t place = static_cast<uint64_t>(work.item.partial) * params.num_heads + head;
+      const uint64_t place = static_cast<uint64_t>(item.partial) * params.num_heads + head;
       params.partial_sums[place * HEAD_DIM + element] = sum;
       if (element == 0) {
         params.partial_stats[place] = make_float2(maximum, weight);
@@ -330,56 +429,122 @@ __device__ inline void finish_work(const AttentionParams &params, const Work &wo
   }
 }
 
-template <typename T, int HEAD_DIM, int HEADS, bool IS_GENERAL>
-__device__ inline void attention_decode(const AttentionParams &params) {
-  using Results = WarpResults<HEAD_DIM, HEADS>;
-  static_assert(sizeof(Results) <= DecodeShape<HEAD_DIM>::SHARED_BYTES, "results reuse the stages");
-  extern __shared__ __align__(16) unsigned char shared[];
-  const uint32_t count = num_works<HEADS>(params);
-  if (blockIdx.x >= count) {
-    wait_for_predecessor();
-  }
-  for (uint32_t index = blockIdx.x; index < count; index += gridDim.x) {
-    const Work work = work_at<HEADS>(params, index);
-    DecodeWarp<T, HEAD_DIM, HEADS, IS_GENERAL> warp(params, work, shared_address(shared));
-    warp.run_all();
-    __syncthreads();
-    auto &results = *reinterpret_cast<Results *>(shared);
-    results.store(warp, work.num_heads);
-    __syncthreads();
-    finish_work<T, HEAD_DIM, HEADS>(params, work, results);
-    __syncthreads();
+// Merges a row's partial results, which are all there, always in the same order. A thread takes four elements, and has
+// BATCH of the results on their way.
+template <typename T, int HEAD_DIM>
+__device__ inline void merge_partials(const AttentionParams &params, const HeadGroup &heads, const DecodeItem &item) {
+  constexpr uint32_t BATCH = 4;
+  for (int index = 4 * threadIdx.x; index < heads.num_heads * HEAD_DIM; index += 4 * blockDim.x) {
+    const uint32_t head = heads.first_head + index / HEAD_DIM;
+    const int element = index % HEAD_DIM;
+    float maximum = MINUS_INFINITY;
+    float weight = 0.0f;
+    float4 sum = {};
+    for (uint32_t first = 0; first < item.num_partials; first += BATCH) {
+      float2 stats[BATCH];
+      float4 sums[BATCH];
+#pragma unroll
+      for (uint32_t i = 0; i < BATCH; i++) {
+        const uint32_t partial = item.first_partial + min(first + i, item.num_partials - 1);
+        const uint64_t place = static_cast<uint64_t>(partial) * params.num_heads + head;
+        stats[i] = __ldcg(&params.partial_stats[place]);
+        sums[i] = __ldcg(reinterpret_cast<const float4 *>(&params.partial_sums[place * HEAD_DIM + element]));
+      }
+      float largest = maximum;
+#pragma unroll
+      for (uint32_t i = 0; i < BATCH; i++) {
+        largest = fmaxf(largest, stats[i].x);
+      }
+      const float kept = merge_factor(maximum, largest);
+      maximum = largest;
+      weight *= kept;
+      sum = {sum.x * kept, sum.y * kept, sum.z * kept, sum.w * kept};
+#pragma unroll
+      for (uint32_t i = 0; i < BATCH; i++) {
+        const float factor = first + i < item.num_partials ? merge_factor(stats[i].x, maximum) : 0.0f;
+        weight += factor * stats[i].y;
+        sum.x += factor * sums[i].x;
+        sum.y += factor * sums[i].y;
+        sum.z += factor * sums[i].z;
+        sum.w += factor * sums[i].w;
+      }
+    }
+    const uint64_t place = static_cast<uint64_t>(item.token) * params.num_heads + head;
+    *reinterpret_cast<uint2 *>(static_cast<T *>(params.out) + place * HEAD_DIM + element) =
+        make_uint2(pack<T>(sum.x / weight, sum.y / weight), pack<T>(sum.z / weight, sum.w / weight));
   }
 }
 
-template <typename T, int HEAD_DIM> __device__ inline void attention_combine(const AttentionParams &params) {
-  wait_for_predecessor();
-  start_successor();
-  if (blockIdx.x >= params.arrays.header->num_split_rows) {
+// Whether the block's partial result of a row, which has been written, is the last to arrive.
+__device__ inline bool arrives_last(uint32_t *arrivals, uint32_t num_partials) {
+  __threadfence();
+  __syncthreads();
+  bool is_last = false;
+  if (threadIdx.x == 0) {
+    is_last = atomicAdd(arrivals, 1) + 1 == num_partials;
+    if (is_last) {
+      *arrivals = 0;
+    }
+    __threadfence();
+  }
+  return __syncthreads_or(is_last);
+}
+
+template <typename T, int HEAD_DIM, int HEADS, bool IS_GENERAL>
+__device__ inline void attention_decode(const AttentionParams &params) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  auto &memory = *reinterpret_cast<DecodeMemory<T, HEAD_DIM, HEADS> *>(shared);
+  const uint32_t num_blocks = num_groups<HEADS>(params);
+  const uint32_t index = blockIdx.x / num_blocks;
+  const uint32_t group_index = blockIdx.x - index * num_blocks;
+  if (index >= params.arrays.header->num_decode_shares) {
+    wait_for_predecessor();
     return;
   }
-  const SplitRow split = params.split_rows[blockIdx.x];
-  const uint64_t head = blockIdx.y;
-  const uint64_t first = static_cast<uint64_t>(split.first_partial) * params.num_heads + head;
-  float maximum = MINUS_INFINITY;
-  for (uint32_t i = 0; i < split.num_partials; i++) {
-    maximum = fmaxf(maximum, params.partial_stats[first + i * params.num_heads].x);
+  const DecodeShare share = params.decode_shares[index];
+  const DecodeItem *items = params.decode_items;
+  const HeadGroup heads = group_at<HEADS>(params, group_index);
+  DecodeWarp<T, HEAD_DIM, HEADS, IS_GENERAL> warp(params, heads);
+  const DecodeItem first = items[share.first_item];
+  KeyRun<T> place = warp.locate(first, warp.first_key_of(first));
+  // Keys of earlier steps need not wait for the predecessor, which writes those of this step.
+  const bool is_old = warp.first_key_of(first) + 16 < first.context_len;
+  if (is_old) {
+    warp.load_first(place);
   }
-  float sum = 0.0f;
-  float weight = 0.0f;
-  for (uint32_t i = 0; i < split.num_partials; i++) {
-    const uint64_t place = first + i * params.num_heads;
-    const float2 stats = params.partial_stats[place];
-    const float factor = merge_factor(stats.x, maximum);
-    sum += factor * params.partial_sums[place * HEAD_DIM + threadIdx.x];
-    weight += factor * stats.y;
+  wait_for_predecessor();
+  start_successor();
+  copy_queries<T, HEAD_DIM, HEADS>(params, heads, first.token, memory.queries[0]);
+  if (!is_old) {
+    warp.load_first(place);
   }
-  const uint64_t token = params.arrays.query_starts[split.row];
-  static_cast<T *>(params.out)[(token * params.num_heads + head) * HEAD_DIM + threadIdx.x] = from_float<T>(sum / weight);
+  for (uint32_t i = share.first_item; i < share.end_item; i++) {
+    const uint32_t parity = (i - share.first_item) % 2;
+    wait_copies<0>();
+    __syncthreads();
+    warp.begin(items[i], memory.queries[parity]);
+    KeyRun<T> after = {};
+    if (i + 1 < share.end_item) {
+      const DecodeItem next = items[i + 1];
+      copy_queries<T, HEAD_DIM, HEADS>(params, heads, next.token, memory.queries[parity ^ 1]);
+      after = warp.locate(next, warp.first_key_of(next));
+    }
+    warp.run_all(place, after);
+    place = after;
+    store_results(warp, memory);
+    __syncthreads();
+    const DecodeItem &item = warp.item;
+    merge_warps<T, HEAD_DIM, HEADS>(params, heads, item, memory);
+    uint32_t *arrivals = params.arrivals + item.first_partial * num_blocks + group_index;
+    if (item.num_partials > 0 && arrives_last(arrivals, item.num_partials)) {
+      merge_partials<T, HEAD_DIM>(params, heads, item);
+    }
+  }
 }
 
 #define ATTENTION_DECODE(NAME, T, HEAD_DIM, HEADS, IS_GENERAL)                                                    \
-  extern "C" __global__ void __launch_bounds__(WARPS *WARP_THREADS, HEADS > 8 ? 1 : 4)                           \
+  extern "C" __global__ void __launch_bounds__(DecodeShape<HEAD_DIM, HEADS>::WARPS *WARP_THREADS,                 \
+                                               DecodeShape<HEAD_DIM, HEADS>::BLOCKS)                              \
       NAME(const __grid_constant__ AttentionParams params) {                                                     \
     attention_decode<T, HEAD_DIM, HEADS, IS_GENERAL>(params);                                                    \
   }
@@ -388,11 +553,7 @@ template <typename T, int HEAD_DIM> __device__ inline void attention_combine(con
   ATTENTION_DECODE(attention_decode_##DTYPE##_##HEAD_DIM##_8, T, HEAD_DIM, 8, false)                             \
   ATTENTION_DECODE(attention_decode_##DTYPE##_##HEAD_DIM##_16, T, HEAD_DIM, 16, false)                           \
   ATTENTION_DECODE(attention_decode_general_##DTYPE##_##HEAD_DIM##_8, T, HEAD_DIM, 8, true)                      \
-  ATTENTION_DECODE(attention_decode_general_##DTYPE##_##HEAD_DIM##_16, T, HEAD_DIM, 16, true)                    \
-  extern "C" __global__ void __launch_bounds__(HEAD_DIM)                                                         \
-      attention_combine_##DTYPE##_##HEAD_DIM(const __grid_constant__ AttentionParams params) {                   \
-    attention_combine<T, HEAD_DIM>(params);                                                                      \
-  }
+  ATTENTION_DECODE(attention_decode_general_##DTYPE##_##HEAD_DIM##_16, T, HEAD_DIM, 16, true)
 
 ATTENTION(bf16, __nv_bfloat16, 64)
 ATTENTION(bf16, __nv_bfloat16, 80)

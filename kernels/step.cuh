@@ -14,40 +14,42 @@ struct StepHeader {
   uint32_t num_sampled;
   uint32_t num_resets;
   // Work lists of attention.
-  uint32_t num_decode_items;
-  uint32_t num_split_rows;
+  uint32_t num_decode_shares;
   uint32_t num_prompt_tiles;
-  uint32_t reserved;
+  uint32_t reserved[2];
 };
 static_assert(sizeof(StepHeader) == 32, "mirrored in batch.rs");
 
 // Keys `first_key..end_key` of one row whose only query token is its last.
 struct DecodeItem {
-  uint32_t row;
+  // The row's query, of the batch's tokens.
+  uint32_t token;
+  uint32_t context_len;
+  // Where the row's block table starts.
+  uint32_t first_block;
   uint32_t first_key;
   uint32_t end_key;
-  // Where the partial result goes, or NO_PARTIAL where the item covers all keys of its row.
+  // Where the partial result goes, of an item that does not cover its row.
   uint32_t partial;
-};
-static_assert(sizeof(DecodeItem) == 16, "mirrored in batch.rs");
-
-constexpr uint32_t NO_PARTIAL = 0xffffffffu;
-
-// A row whose keys are split over several items; its partial results are contiguous.
-struct SplitRow {
-  uint32_t row;
+  // The partial results of the row, which lie beside each other; none where the item covers it.
   uint32_t first_partial;
   uint32_t num_partials;
-  uint32_t reserved;
 };
-static_assert(sizeof(SplitRow) == 16, "mirrored in batch.rs");
+static_assert(sizeof(DecodeItem) == 32, "mirrored in plan.rs");
+
+// The items of the blocks of all key-value heads; all shares have about as many keys.
+struct DecodeShare {
+  uint32_t first_item;
+  uint32_t end_item;
+};
+static_assert(sizeof(DecodeShare) == 8, "mirrored in plan.rs");
 
 // Query tokens from `first_token` of the row on, as many as fill a tile.
 struct PromptTile {
   uint32_t row;
   uint32_t first_token;
 };
-static_assert(sizeof(PromptTile) == 8, "mirrored in batch.rs");
+static_assert(sizeof(PromptTile) == 8, "mirrored in plan.rs");
 
 // Sampling parameters and state of a slot.
 struct SlotState {

@@ -53,6 +53,10 @@ __device__ inline uint32_t transpose_matrix(uint32_t word) {
   return transposed;
 }
 
+// Of two pairs, the first elements and the second ones.
+__device__ inline uint32_t low_halves(uint32_t first, uint32_t second) { return __byte_perm(first, second, 0x5410); }
+__device__ inline uint32_t high_halves(uint32_t first, uint32_t second) { return __byte_perm(first, second, 0x7632); }
+
 // Starts a copy of 16 bytes to shared memory; zeros are written instead where `is_valid` is false.
 __device__ inline void copy_async(uint32_t target, const void *source, bool is_valid) {
   const int source_bytes = is_valid ? 16 : 0;

@@ -489,3 +489,28 @@ fn prompts_beside_decodes_stop_at_a_quantum() {
     crowded[0] = 5;
     assert_eq!(next_step(&mut scheduler(&crowded)), [[1; 16].as_slice(), &[5]].concat());
 }
+
+#[test]
+fn a_newcomer_leaves_those_that_run_room_to_grow() {
+    let config = SchedulerConfig {
+        max_num_sequences: 20,
+        max_batched_tokens: 64,
+        token_quantum: 1,
+        block_size: 8,
+        num_blocks: 20,
+    };
+    let mut scheduler = Scheduler::new(config);
+    (1..=10).for_each(|id| scheduler.add(params(id, 3, 0)));
+    assert_eq!(next_step(&mut scheduler), [3; 10]);
+    // 10 blocks are free, of which 5 are left for 4 tokens of each of 10 sequences.
+    scheduler.add(params(11, 41, 0));
+    assert_eq!(next_step(&mut scheduler), [1; 10]);
+    scheduler.add(params(12, 40, 1));
+    assert_eq!(next_step(&mut scheduler), [[1; 10].as_slice(), &[40]].concat());
+    assert_eq!(scheduler.counts().num_preemptions, 0);
+    // A higher priority takes the place of those who would grow.
+    scheduler.add(params(13, 41, 2));
+    let rows = next_step(&mut scheduler);
+    assert_eq!(rows.iter().filter(|&&num_tokens| num_tokens == 41).count(), 1, "{rows:?}");
+    assert!(scheduler.counts().num_preemptions > 0);
+}

@@ -2,11 +2,12 @@
 
 use std::f32::consts::LOG2_E;
 
-use super::batch::StepState;
+use super::batch::{ARRIVALS_BYTES, StepState};
 use super::driver::{DevicePtr, Gpu, Kernel, Launch, Params};
 use super::modules::{Modules, PerDType};
+use super::plan;
 use super::prompt_attention::PromptAttention;
-use super::tensor::{Checker, KvCache, Tensor, to_u32};
+use super::tensor::{Checker, KvCache, Tensor, VECTOR_ELEMENTS, to_u32};
 use crate::backend::{AttentionShape, BackendResult, DType, Scoring};
 
 /// Head sizes that kernels are built for.
@@ -17,13 +18,14 @@ pub(super) const HEAD_DIMS: [usize; 5] = [64, 80, 96, 128, 256];
 pub(super) struct AttentionParams {
     arrays: super::batch::StepArrays,
     decode_items: DevicePtr,
-    split_rows: DevicePtr,
+    decode_shares: DevicePtr,
     prompt_tiles: DevicePtr,
     qkv: DevicePtr,
     cache: DevicePtr,
     out: DevicePtr,
     partial_sums: DevicePtr,
     partial_stats: DevicePtr,
+    arrivals: DevicePtr,
     num_heads: u32,
     num_kv_heads: u32,
     block_size: u32,
@@ -33,7 +35,7 @@ pub(super) struct AttentionParams {
     soft_cap: f32,
 }
 
-const _: () = assert!(size_of::<AttentionParams>() == 144);
+const _: () = assert!(size_of::<AttentionParams>() == 152);
 
 // SAFETY: `repr(C)`, mirrors AttentionParams in attention.cuh.
 unsafe impl Params for AttentionParams {}
@@ -85,13 +87,17 @@ impl<P> Variants<P> {
     }
 }
 
-/// Warps of a block of decode attention.
-const DECODE_WARPS: usize = 4;
-
+/// Shared memory that the driver keeps of a block.
+const RESERVED_SHARED_BYTES: u32 = 1024;
 /// Kernels of decode attention whose blocks take up to `num_heads` of the query heads that share keys.
 struct DecodeKernels {
     num_heads: usize,
     kernels: Variants<AttentionParams>,
+    /// Of a block.
+    warps: usize,
+    shared_bytes: u32,
+    /// Of a multiprocessor.
+    blocks: usize,
 }
 
 /// The kernels of one head size and the launch parameters that they are built with.
@@ -99,43 +105,41 @@ struct HeadKernels {
     head_dim: usize,
     /// By ascending number of heads.
     decode: [DecodeKernels; 2],
-    combine: PerDType<Kernel<AttentionParams>>,
     prompt: PromptAttention,
-    decode_shared_bytes: u32,
 }
 
 impl HeadKernels {
     fn new(gpu: &Gpu, modules: &Modules, head_dim: usize) -> BackendResult<HeadKernels> {
-        // These mirror DecodeShape: a shared row carries one more vector against bank conflicts.
-        let row_bytes = 2 * (head_dim + 8);
-        let stages = match head_dim {
-            ..=64 => 4,
-            65..=96 => 3,
-            97..=128 => 2,
-            _ => 1,
-        };
-        let decode_shared_bytes = (DECODE_WARPS * stages * 2 * 16 * row_bytes) as u32;
-        let kernels = |name: &str, suffix: &str, shared_bytes: u32| {
-            PerDType::try_new(|dtype| {
-                let name = format!("attention_{name}{dtype}_{head_dim}{suffix}");
-                let kernel = modules.kernel(gpu, "attention_decode", &name)?;
-                kernel.allow_shared_bytes(gpu, shared_bytes)?;
-                Ok(kernel)
-            })
-        };
         let decode = |num_heads: usize| {
-            let suffix = format!("_{num_heads}");
+            // These mirror DecodeShape and DecodeMemory: for each warp and head two numbers and the sums of its
+            // elements, and two items' queries.
+            let warps = if head_dim <= 128 { 4 } else { 2 };
+            let resident_warps = match head_dim {
+                _ if num_heads > 8 => 8,
+                ..=96 => 16,
+                97..=128 => 12,
+                _ => 8,
+            };
+            let blocks = resident_warps / warps;
+            let result_bytes = warps * num_heads * (2 + head_dim) * size_of::<f32>();
+            let query_bytes = 2 * num_heads * (head_dim + VECTOR_ELEMENTS) * 2;
+            let shared_bytes = (result_bytes + query_bytes) as u32;
             let kernels = Variants::try_new(|variant| {
-                kernels(&format!("decode_{variant}"), &suffix, decode_shared_bytes)
+                PerDType::try_new(|dtype| {
+                    let name = format!("attention_decode_{variant}{dtype}_{head_dim}_{num_heads}");
+                    let kernel = modules.kernel(gpu, "attention_decode", &name)?;
+                    kernel.allow_shared_bytes(gpu, shared_bytes)?;
+                    // What loads have on their way lies in the cache.
+                    kernel.leave_cache(gpu, blocks as u32 * (shared_bytes + RESERVED_SHARED_BYTES))?;
+                    Ok(kernel)
+                })
             })?;
-            Ok(DecodeKernels { num_heads, kernels })
+            Ok(DecodeKernels { num_heads, kernels, warps, shared_bytes, blocks })
         };
         Ok(HeadKernels {
             head_dim,
             decode: [decode(8)?, decode(16)?],
-            combine: kernels("combine_", "", 0)?,
             prompt: PromptAttention::new(gpu, modules, head_dim)?,
-            decode_shared_bytes,
         })
     }
 
@@ -162,7 +166,7 @@ impl Attention {
         &self,
         gpu: &Gpu,
         check: Checker,
-        step: &StepState,
+        step: &mut StepState,
         call: AttentionCall<'_>,
     ) -> BackendResult<()> {
         let AttentionCall { qkv, shape, scoring, cache, layer, ref out, scratch } = call;
@@ -176,22 +180,32 @@ impl Attention {
         let Some(kernels) = self.heads.iter().find(|kernels| kernels.head_dim == shape.head_dim) else {
             return check.fail(format!("heads of {}; kernels are built for {HEAD_DIMS:?}", shape.head_dim));
         };
+        let (decode, num_parts) = kernels.decode(shape.num_heads / shape.num_kv_heads);
+        // Blocks of a share, and shares for which a device has blocks.
+        let share_blocks = shape.num_kv_heads * num_parts;
+        let num_shares = (decode.blocks * gpu.num_multiprocessors() as usize / share_blocks).max(1);
+        step.set_num_shares(num_shares);
         // The places do not depend on the batch, only on the largest number of partial results.
-        let num_stats = step.max_partials() as u64 * shape.num_heads as u64;
+        let max_partials = plan::max_partials(num_shares.max(step.first_num_shares()));
+        let num_stats = max_partials as u64 * shape.num_heads as u64;
         let (stats_bytes, sums_bytes) = (num_stats * 8, num_stats * shape.head_dim as u64 * 4);
         check.require(stats_bytes + sums_bytes <= scratch.1, || {
             format!("partial results of {shape:?} exceed the workspace of {} bytes", scratch.1)
         })?;
+        check.require((max_partials * share_blocks * size_of::<u32>()) as u64 <= ARRIVALS_BYTES, || {
+            format!("{shape:?} has too many blocks a share")
+        })?;
         let params = AttentionParams {
             arrays: step.arrays,
             decode_items: step.decode_items,
-            split_rows: step.split_rows,
+            decode_shares: step.decode_shares,
             prompt_tiles: step.prompt_tiles,
             qkv: qkv.data,
             cache: cache.layer(layer),
             out: out.data,
             partial_sums: scratch.0 + stats_bytes,
             partial_stats: scratch.0,
+            arrivals: step.arrivals,
             num_heads: shape.num_heads as u32,
             num_kv_heads: shape.num_kv_heads as u32,
             block_size: layout.block_size as u32,
@@ -201,15 +215,9 @@ impl Attention {
             soft_cap: scoring.scoring.soft_cap.unwrap_or(0.0),
         };
         kernels.prompt.run(gpu, check, launch.prompt_tiles, &call, &params)?;
-        let (decode, num_parts) = kernels.decode(shape.num_heads / shape.num_kv_heads);
-        let num_works = launch.decode_items * shape.num_kv_heads * num_parts;
-        let shared_bytes = kernels.decode_shared_bytes;
-        let blocks = to_u32(check.operation, num_works)?;
-        let threads = (DECODE_WARPS * 32) as u32;
-        let geometry = Launch { shared_bytes, ..Launch::overlapping(blocks, threads) };
-        gpu.launch(check.operation, decode.kernels.get(&scoring, layout.dtype), geometry, &params)?;
-        let grid = [launch.split_rows as u32, shape.num_heads as u32, 1];
-        let combine = Launch { grid, threads: shape.head_dim as u32, shared_bytes: 0, overlaps: true };
-        gpu.launch(check.operation, kernels.combine.get(layout.dtype), combine, &params)
+        let blocks = to_u32(check.operation, launch.decode_shares * share_blocks)?;
+        let threads = (decode.warps * 32) as u32;
+        let geometry = Launch { shared_bytes: decode.shared_bytes, ..Launch::overlapping(blocks, threads) };
+        gpu.launch(check.operation, decode.kernels.get(&scoring, layout.dtype), geometry, &params)
     }
 }

@@ -8,13 +8,15 @@ use bytemuck::{Pod, Zeroable};
 use super::driver::{DevicePtr, Event, Gpu, Kernel, Launch, Params};
 use super::memory::{Arena, Pinned};
 use super::modules::Modules;
-use super::plan::{self, AttentionPlan, DecodeItem, PromptTile, SplitRow};
+use super::plan::{self, AttentionPlan, DecodeItem, DecodeShare, PromptTile};
 use super::tensor::Checker;
 use crate::backend::{BackendLimits, BackendResult, Batch, KvLayout, TOKEN_FROM_SLOT};
 
 /// Uploads that can be under way: one per step in flight and one that is being written.
 const NUM_UPLOADS: usize = 3;
 const THREADS: u32 = 128;
+/// Counters of the blocks of attention whose results are merged.
+pub(super) const ARRIVALS_BYTES: u64 = 128 << 10;
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
@@ -23,10 +25,9 @@ struct StepHeader {
     num_tokens: u32,
     num_sampled: u32,
     num_resets: u32,
-    num_decode_items: u32,
-    num_split_rows: u32,
+    num_decode_shares: u32,
     num_prompt_tiles: u32,
-    reserved: u32,
+    reserved: [u32; 2],
 }
 
 /// Sampling parameters and state of a slot, as kernels keep it.
@@ -129,7 +130,7 @@ struct UploadLayout {
     block_starts: usize,
     sampled_rows: usize,
     decode_items: usize,
-    split_rows: usize,
+    decode_shares: usize,
     prompt_tiles: usize,
     tokens: usize,
     block_tables: usize,
@@ -138,9 +139,10 @@ struct UploadLayout {
 }
 
 impl UploadLayout {
-    fn new(limits: &BackendLimits, num_blocks: usize, target_items: usize) -> UploadLayout {
+    fn new(limits: &BackendLimits, num_blocks: usize, num_multiprocessors: usize) -> UploadLayout {
         let rows = limits.max_slots;
-        let [items, splits, tiles] = AttentionPlan::capacity(rows, limits.max_tokens, target_items);
+        let max_shares = plan::max_shares(num_multiprocessors);
+        let [items, shares, tiles] = AttentionPlan::capacity(rows, limits.max_tokens, max_shares);
         let mut end = size_of::<StepHeader>();
         let mut place = |bytes: usize| {
             let start = end;
@@ -154,7 +156,7 @@ impl UploadLayout {
             block_starts: place(4 * (rows + 1)),
             sampled_rows: place(4 * rows),
             decode_items: place(items * size_of::<DecodeItem>()),
-            split_rows: place(splits * size_of::<SplitRow>()),
+            decode_shares: place(shares * size_of::<DecodeShare>()),
             prompt_tiles: place(tiles * size_of::<PromptTile>()),
             tokens: place(4 * limits.max_tokens),
             block_tables: place(4 * num_blocks),
@@ -171,9 +173,15 @@ pub(super) struct LaunchSizes {
     pub(super) rows: usize,
     pub(super) tokens: usize,
     pub(super) sampled: usize,
-    pub(super) decode_items: usize,
-    pub(super) split_rows: usize,
+    pub(super) decode_shares: usize,
     pub(super) prompt_tiles: usize,
+}
+
+impl LaunchSizes {
+    /// Of a step of decodes that are all sampled.
+    pub(super) fn decodes(rows: usize, decode_shares: usize) -> LaunchSizes {
+        LaunchSizes { rows, tokens: rows, sampled: rows, decode_shares, prompt_tiles: 0 }
+    }
 }
 
 /// What the host keeps of the batch that operations run on.
@@ -211,12 +219,14 @@ pub(super) struct StepState {
     pub(super) arrays: StepArrays,
     pub(super) sampled_rows: DevicePtr,
     pub(super) decode_items: DevicePtr,
-    pub(super) split_rows: DevicePtr,
+    pub(super) decode_shares: DevicePtr,
     pub(super) prompt_tiles: DevicePtr,
     pub(super) resolved_tokens: DevicePtr,
     pub(super) positions: DevicePtr,
     pub(super) cache_places: DevicePtr,
     pub(super) slot_states: DevicePtr,
+    /// [`ARRIVALS_BYTES`] bytes, 0 between kernels.
+    pub(super) arrivals: DevicePtr,
     pub(super) batch: LoadedBatch,
     /// Whether operations are recorded for later steps instead of run.
     pub(super) is_recording: bool,
@@ -225,7 +235,8 @@ pub(super) struct StepState {
     layout: UploadLayout,
     limits: BackendLimits,
     kv_layout: Option<KvLayout>,
-    target_items: usize,
+    first_num_shares: usize,
+    num_shares: usize,
     uploads: Vec<Upload>,
     next_upload: usize,
     resets: Vec<SlotReset>,
@@ -237,9 +248,9 @@ pub(super) struct StepState {
 impl StepState {
     /// Bytes on the device for `limits`, without the block tables, which are 4 bytes per block of the cache.
     pub(super) fn device_bytes(limits: &BackendLimits, num_multiprocessors: usize) -> u64 {
-        let layout = UploadLayout::new(limits, 0, plan::target_items(num_multiprocessors, 1));
+        let layout = UploadLayout::new(limits, 0, num_multiprocessors);
         let derived = 3 * 4 * limits.max_tokens + limits.max_slots * size_of::<DeviceSlot>();
-        (layout.num_bytes + derived) as u64
+        (layout.num_bytes + derived) as u64 + ARRIVALS_BYTES
     }
 
     pub(super) fn new(
@@ -250,15 +261,18 @@ impl StepState {
         kv_layout: Option<KvLayout>,
     ) -> BackendResult<StepState> {
         let num_multiprocessors = gpu.num_multiprocessors() as usize;
-        let target_items = plan::target_items(num_multiprocessors, kv_layout.map_or(1, |kv| kv.num_kv_heads));
+        let num_kv_heads = kv_layout.map_or(1, |kv| kv.num_kv_heads).max(1);
+        let first_num_shares = (num_multiprocessors / num_kv_heads).max(1);
         let num_blocks = kv_layout.map_or(0, |kv| kv.num_blocks);
-        let layout = UploadLayout::new(limits, num_blocks, plan::target_items(num_multiprocessors, 1));
+        let layout = UploadLayout::new(limits, num_blocks, num_multiprocessors);
         let base = arena.alloc(gpu, layout.num_bytes as u64, "step arrays")?;
         let mut per_token = || arena.alloc(gpu, 4 * limits.max_tokens as u64, "token arrays");
         let (resolved_tokens, positions, cache_places) = (per_token()?, per_token()?, per_token()?);
         let slots_bytes = (limits.max_slots * size_of::<DeviceSlot>()) as u64;
         let slot_states = arena.alloc(gpu, slots_bytes, "sampling states")?;
         gpu.fill(slot_states, 0, slots_bytes)?;
+        let arrivals = arena.alloc(gpu, ARRIVALS_BYTES, "arrivals of attention")?;
+        gpu.fill(arrivals, 0, ARRIVALS_BYTES)?;
         let upload =
             || Ok(Upload { pinned: Pinned::new(gpu, layout.num_bytes)?, copied: Event::new(gpu, false)? });
         let at = |offset: usize| base + offset as u64;
@@ -273,12 +287,13 @@ impl StepState {
             },
             sampled_rows: at(layout.sampled_rows),
             decode_items: at(layout.decode_items),
-            split_rows: at(layout.split_rows),
+            decode_shares: at(layout.decode_shares),
             prompt_tiles: at(layout.prompt_tiles),
             resolved_tokens,
             positions,
             cache_places,
             slot_states,
+            arrivals,
             batch: LoadedBatch::default(),
             is_recording: false,
             tokens: at(layout.tokens),
@@ -286,7 +301,8 @@ impl StepState {
             layout,
             limits: *limits,
             kv_layout,
-            target_items,
+            first_num_shares,
+            num_shares: first_num_shares,
             uploads: (0..NUM_UPLOADS).map(|_| upload()).collect::<BackendResult<_>>()?,
             next_upload: 0,
             resets: Vec::new(),
@@ -300,9 +316,20 @@ impl StepState {
         &self.limits
     }
 
-    /// Largest number of items of attention beyond one per row.
-    pub(super) fn max_extra_items(&self) -> usize {
-        self.target_items
+    /// [`StepState::num_shares`] before attention has told any.
+    pub(super) fn first_num_shares(&self) -> usize {
+        self.first_num_shares
+    }
+
+    /// Largest number of shares that decodes are cut into from the next batch on: attention tells how many there are
+    /// blocks for, which depends on its heads.
+    pub(super) fn set_num_shares(&mut self, num_shares: usize) {
+        self.num_shares = num_shares;
+    }
+
+    /// See [`StepState::set_num_shares`].
+    pub(super) fn num_shares(&self) -> usize {
+        self.num_shares
     }
 
     /// The header of the batch that a recorded step will run, which may have fewer tokens than the step, or 0 where
@@ -314,12 +341,6 @@ impl StepState {
     /// The cache that batches are checked for.
     pub(super) fn kv_layout(&self) -> Option<&KvLayout> {
         self.kv_layout.as_ref()
-    }
-
-    /// Largest number of partial results of a step's attention: a row that is split makes at most twice its
-    /// share of the items.
-    pub(super) fn max_partials(&self) -> usize {
-        2 * self.target_items
     }
 
     /// Notes a slot's new state; it travels with the next batch.
@@ -343,10 +364,9 @@ impl StepState {
             num_tokens: batch.num_tokens() as u32,
             num_sampled: batch.num_sampled() as u32,
             num_resets: self.resets.len() as u32,
-            num_decode_items: self.batch.plan.decode_items.len() as u32,
-            num_split_rows: self.batch.plan.split_rows.len() as u32,
+            num_decode_shares: self.batch.plan.decode_shares.len() as u32,
             num_prompt_tiles: self.batch.plan.prompt_tiles.len() as u32,
-            reserved: 0,
+            reserved: [0; 2],
         };
         let num_bytes = pack(upload.pinned.bytes_mut(), &self.layout, &header, batch, &self.batch.plan);
         let resets_bytes =
@@ -441,13 +461,12 @@ impl StepState {
         loaded.sampled_slots.extend(batch.sampled_rows.iter().map(|&row| batch.slots[row as usize]));
         loaded.is_all_sampled = batch.num_sampled() == batch.num_tokens();
         loaded.checked_cache = self.kv_layout.map(|layout| (layout.block_size, layout.num_blocks));
-        loaded.plan.fill(batch, self.target_items);
+        loaded.plan.fill(batch, self.num_shares);
         loaded.launch = LaunchSizes {
             rows: batch.num_rows(),
             tokens: batch.num_tokens(),
             sampled: batch.num_sampled(),
-            decode_items: loaded.plan.decode_items.len(),
-            split_rows: loaded.plan.split_rows.len(),
+            decode_shares: loaded.plan.decode_shares.len(),
             prompt_tiles: loaded.plan.prompt_tiles.len(),
         };
     }
@@ -468,7 +487,7 @@ fn pack(
     put(bytes, layout.block_starts, &batch.block_starts);
     put(bytes, layout.sampled_rows, &batch.sampled_rows);
     put(bytes, layout.decode_items, &plan.decode_items);
-    put(bytes, layout.split_rows, &plan.split_rows);
+    put(bytes, layout.decode_shares, &plan.decode_shares);
     put(bytes, layout.prompt_tiles, &plan.prompt_tiles);
     put(bytes, layout.tokens, &batch.tokens);
     put(bytes, layout.block_tables, &batch.block_tables)

@@ -32,6 +32,8 @@ pub(super) struct Gpu {
     /// Whether operations belong to branches of a fork.
     is_forked: Cell<bool>,
     num_multiprocessors: u32,
+    /// Shared memory of a multiprocessor, in bytes.
+    shared_bytes: u32,
     /// Major and minor compute capability.
     compute_capability: (u32, u32),
     /// Set by the first sticky error; every later call fails at once.
@@ -68,6 +70,7 @@ impl Gpu {
             is_crossing: Cell::new(false),
             is_forked: Cell::new(false),
             num_multiprocessors: 0,
+            shared_bytes: 0,
             compute_capability: (0, 0),
             is_lost: Cell::new(false),
         };
@@ -89,6 +92,8 @@ impl Gpu {
             Ok(u32::try_from(value).unwrap_or(0))
         };
         gpu.num_multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?.max(1);
+        gpu.shared_bytes =
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?.max(1);
         gpu.compute_capability = (
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
@@ -409,6 +414,16 @@ impl<P> Kernel<P> {
         // SAFETY: the function's module is loaded.
         let result = unsafe { sys::cuFuncSetAttribute(self.function, attribute, bytes as c_int) };
         gpu.check("allow_shared_bytes", result)
+    }
+
+    /// Leaves all of a multiprocessor's memory but `bytes` of shared memory to its cache while the kernel runs: without
+    /// a wish it keeps the split that the kernel before had, which may be one with hardly any cache.
+    pub(super) fn leave_cache(&self, gpu: &Gpu, bytes: u32) -> BackendResult<()> {
+        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+        let percent = (100 * bytes).div_ceil(gpu.shared_bytes).min(100);
+        // SAFETY: the function's module is loaded.
+        let result = unsafe { sys::cuFuncSetAttribute(self.function, attribute, percent as c_int) };
+        gpu.check("leave_cache", result)
     }
 }
 

@@ -3,13 +3,14 @@
 //! A graph holds the launches of a step with their grids and addresses. What differs between steps of one size
 //! lies in device arrays at fixed places; blocks of a grid that the batch does not fill end at once.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::ptr;
 
 use cudarc::driver::sys;
 
 use super::batch::{LaunchSizes, LoadedBatch};
 use super::driver::{Event, Gpu};
+use super::plan::AttentionPlan;
 use crate::backend::BackendResult;
 
 const OPERATION: &str = "record_graph";
@@ -91,63 +92,30 @@ impl Crossings {
     }
 }
 
-/// What a step of decodes is recorded for: up to `rows` rows, cut into up to `extra_items` more items of
-/// attention than there are rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct StepSize {
-    pub(super) rows: usize,
-    pub(super) extra_items: usize,
-}
-
-impl StepSize {
-    pub(super) fn launch_sizes(self) -> LaunchSizes {
-        let StepSize { rows, extra_items } = self;
-        LaunchSizes {
-            rows,
-            tokens: rows,
-            sampled: rows,
-            decode_items: rows + extra_items,
-            // A row that is split makes at least one item more.
-            split_rows: rows.min(extra_items),
-            prompt_tiles: 0,
-        }
-    }
-}
-
-/// The recorded steps of a backend.
+/// The recorded steps of a backend: decodes that are all sampled, by their largest numbers of rows.
 #[derive(Default)]
 pub(super) struct Graphs {
-    graphs: HashMap<StepSize, Graph>,
-    /// Recorded numbers of rows, ascending.
-    rows: Vec<usize>,
-    /// Recorded numbers of extra items, ascending.
-    extra_items: Vec<usize>,
+    graphs: BTreeMap<usize, Graph>,
     /// Contexts up to which the recorded operations were checked.
     max_context_len: usize,
+    /// Shares of attention that the operations were recorded for at the most.
+    max_shares: usize,
 }
 
 impl Graphs {
-    /// An empty set for batches of up to `max_rows` rows that make up to `max_extra_items` extra items.
-    pub(super) fn new(max_rows: usize, max_extra_items: usize, max_context_len: usize) -> Graphs {
-        Graphs {
-            graphs: HashMap::new(),
-            rows: row_sizes(max_rows),
-            extra_items: extra_sizes(max_extra_items),
-            max_context_len,
-        }
+    /// An empty set for contexts of up to `max_context_len` tokens and up to `max_shares` shares of attention.
+    pub(super) fn new(max_context_len: usize, max_shares: usize) -> Graphs {
+        Graphs { graphs: BTreeMap::new(), max_context_len, max_shares }
     }
 
-    /// The sizes to record.
-    pub(super) fn sizes(&self) -> impl Iterator<Item = StepSize> + use<> {
-        let (rows, extra_items) = (self.rows.clone(), self.extra_items.clone());
-        rows.into_iter().flat_map(move |rows| {
-            let extra_items = extra_items.clone();
-            extra_items.into_iter().map(move |extra_items| StepSize { rows, extra_items })
-        })
+    /// What a step of up to `rows` rows is launched for.
+    pub(super) fn launch_sizes(&self, rows: usize) -> LaunchSizes {
+        let num_shares = AttentionPlan::num_shares(rows, self.max_context_len, self.max_shares);
+        LaunchSizes::decodes(rows, num_shares)
     }
 
-    pub(super) fn insert(&mut self, size: StepSize, graph: Graph) {
-        self.graphs.insert(size, graph);
+    pub(super) fn insert(&mut self, rows: usize, graph: Graph) {
+        self.graphs.insert(rows, graph);
     }
 
     /// The smallest recorded step that runs `batch`, a batch of decodes that are all sampled.
@@ -155,18 +123,13 @@ impl Graphs {
         if !batch.is_all_sampled || batch.max_context_len > self.max_context_len {
             return None;
         }
-        let extra = batch.plan.decode_items.len().checked_sub(batch.num_rows)?;
-        let at_least = |sizes: &[usize], needed: usize| sizes.iter().copied().find(|&size| size >= needed);
-        let size = StepSize {
-            rows: at_least(&self.rows, batch.num_rows)?,
-            extra_items: at_least(&self.extra_items, extra)?,
-        };
-        self.graphs.get(&size)
+        let (&rows, graph) = self.graphs.range(batch.num_rows..).next()?;
+        (batch.launch.decode_shares <= self.launch_sizes(rows).decode_shares).then_some(graph)
     }
 }
 
 /// Numbers of rows that steps are recorded for: each wastes at most an eighth of a step, above 8 rows.
-fn row_sizes(max_rows: usize) -> Vec<usize> {
+pub(super) fn row_sizes(max_rows: usize) -> Vec<usize> {
     let mut sizes = vec![1, 2, 4];
     let mut rows = 8;
     while rows < max_rows {
@@ -175,13 +138,6 @@ fn row_sizes(max_rows: usize) -> Vec<usize> {
     }
     sizes.retain(|&rows| rows < max_rows);
     sizes.push(max_rows);
-    sizes
-}
-
-fn extra_sizes(max_extra_items: usize) -> Vec<usize> {
-    let mut sizes = vec![0, 8];
-    sizes.retain(|&size| size < max_extra_items);
-    sizes.push(max_extra_items);
     sizes
 }
 
@@ -201,8 +157,5 @@ mod tests {
             let is_dense = |pair: &[usize]| pair[1] - pair[0] <= (pair[0] / 8).max(8);
             assert!(sizes.windows(2).all(is_dense), "{sizes:?}");
         }
-        assert_eq!(extra_sizes(66), [0, 8, 66]);
-        assert_eq!(extra_sizes(3), [0, 3]);
-        assert_eq!(extra_sizes(0), [0]);
     }
 }

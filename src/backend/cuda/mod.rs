@@ -533,7 +533,7 @@ impl Backend for Cuda {
         let scratch = (reserved.scratch, SCRATCH_BYTES);
         let scoring = DeviceScoring { scoring, alibi_slopes };
         let call = AttentionCall { qkv, shape, scoring, cache, layer, out, scratch };
-        kernels.attention.run(gpu, check, &reserved.step, call)
+        kernels.attention.run(gpu, check, &mut reserved.step, call)
     }
 
     fn activate(

@@ -7,34 +7,32 @@ use crate::backend::Batch;
 
 /// Query tokens of a prompt tile, which kernels take whole or in halves.
 pub(super) const TILE_TOKENS: usize = 128;
-/// Keys are dealt in units of this many.
+/// Keys are dealt in units of this many, the smallest share.
 const UNIT_KEYS: usize = 64;
-/// Smallest item that a row is cut into; below it, the merging of results costs more than it saves.
-const MIN_ITEM_UNITS: usize = 4;
-/// Items of a step, about, per multiprocessor and over all key-value heads.
-const ITEMS_PER_MULTIPROCESSOR: usize = 4;
-/// Stands in [`DecodeItem::partial`] for an item that covers its whole row.
-pub(super) const NO_PARTIAL: u32 = u32::MAX;
-
 /// Keys `first_key..end_key` of a row with one query token.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub(super) struct DecodeItem {
-    pub(super) row: u32,
+    /// The row's query, of the batch's tokens.
+    pub(super) token: u32,
+    pub(super) context_len: u32,
+    /// Where the row's block table starts.
+    pub(super) first_block: u32,
     pub(super) first_key: u32,
     pub(super) end_key: u32,
-    /// Where the partial result goes, or [`NO_PARTIAL`].
+    /// Where the partial result goes, of an item that does not cover its row.
     pub(super) partial: u32,
-}
-
-/// A row whose keys are split over several items.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
-pub(super) struct SplitRow {
-    pub(super) row: u32,
+    /// The partial results of the row, which lie beside each other; none where the item covers it.
     pub(super) first_partial: u32,
     pub(super) num_partials: u32,
-    pub(super) reserved: u32,
+}
+
+/// The items of the blocks of all key-value heads.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub(super) struct DecodeShare {
+    pub(super) first_item: u32,
+    pub(super) end_item: u32,
 }
 
 /// Up to [`TILE_TOKENS`] query tokens of a row.
@@ -46,76 +44,100 @@ pub(super) struct PromptTile {
 }
 
 const _: () =
-    assert!(size_of::<DecodeItem>() == 16 && size_of::<SplitRow>() == 16 && size_of::<PromptTile>() == 8);
+    assert!(size_of::<DecodeItem>() == 32 && size_of::<DecodeShare>() == 8 && size_of::<PromptTile>() == 8);
 
-/// How many items decodes are cut into, about: enough to fill the device, all key-value heads together.
-pub(super) fn target_items(num_multiprocessors: usize, num_kv_heads: usize) -> usize {
-    (num_multiprocessors * ITEMS_PER_MULTIPROCESSOR).div_ceil(num_kv_heads.max(1))
+/// Blocks of decode attention that a multiprocessor holds, at the most.
+pub(super) const MAX_DECODE_BLOCKS: usize = 4;
+
+/// Largest number of shares that a device of so many multiprocessors is given.
+pub(super) fn max_shares(num_multiprocessors: usize) -> usize {
+    num_multiprocessors * MAX_DECODE_BLOCKS
+}
+
+/// Partial results that `num_shares` shares make at the most: each of their boundaries cuts one row into one item more.
+pub(super) fn max_partials(num_shares: usize) -> usize {
+    2 * num_shares
 }
 
 /// The work lists of one step.
 #[derive(Debug, Default)]
 pub(super) struct AttentionPlan {
     pub(super) decode_items: Vec<DecodeItem>,
-    pub(super) split_rows: Vec<SplitRow>,
+    pub(super) decode_shares: Vec<DecodeShare>,
     pub(super) prompt_tiles: Vec<PromptTile>,
-    pub(super) num_partials: u32,
 }
 
 impl AttentionPlan {
-    /// Largest numbers of items, of split rows and of prompt tiles for batches of `max_rows` and `max_tokens`.
-    ///
-    /// An item holds at least `1 / target` of all units, so no more than `target` rows are split, and cutting
-    /// them makes at most `target` items more than there are rows.
-    pub(super) fn capacity(max_rows: usize, max_tokens: usize, target: usize) -> [usize; 3] {
-        [max_rows + target, target.min(max_rows), max_rows + max_tokens / TILE_TOKENS]
+    /// Largest numbers of items, of shares and of prompt tiles for batches of `max_rows` and `max_tokens`.
+    pub(super) fn capacity(max_rows: usize, max_tokens: usize, max_shares: usize) -> [usize; 3] {
+        [max_rows + max_shares, max_shares, max_rows + max_tokens / TILE_TOKENS]
     }
 
-    /// Plans a checked batch.
-    pub(super) fn fill(&mut self, batch: &Batch, target: usize) {
+    /// Largest number of shares of `rows` decodes whose contexts have up to `max_context_len` tokens.
+    pub(super) fn num_shares(rows: usize, max_context_len: usize, max_shares: usize) -> usize {
+        rows.saturating_mul(max_context_len.div_ceil(UNIT_KEYS)).min(max_shares)
+    }
+
+    /// Cuts the keys of `batch`'s decodes into up to `num_shares` shares, and its prompts into tiles.
+    pub(super) fn fill(&mut self, batch: &Batch, num_shares: usize) {
         self.decode_items.clear();
-        self.split_rows.clear();
+        self.decode_shares.clear();
         self.prompt_tiles.clear();
-        self.num_partials = 0;
-        let units = |context_len: u32| (context_len as usize).div_ceil(UNIT_KEYS);
-        let is_decode = |row: usize| batch.query_range(row).len() == 1;
-        let total_units: usize = (0..batch.num_rows())
-            .filter(|&row| is_decode(row))
-            .map(|row| units(batch.context_lens[row]))
-            .sum();
-        let item_units = total_units.div_ceil(target).max(MIN_ITEM_UNITS);
-        for row in 0..batch.num_rows() {
-            if is_decode(row) {
-                self.split(row as u32, batch.context_lens[row], units(batch.context_lens[row]), item_units);
-            } else {
-                // The last tile sees the most keys; it starts first, so that short ones fill the end.
-                let num_tiles = batch.query_range(row).len().div_ceil(TILE_TOKENS);
-                let tiles = (0..num_tiles).rev().map(|tile| (tile * TILE_TOKENS) as u32);
-                self.prompt_tiles
-                    .extend(tiles.map(|first_token| PromptTile { row: row as u32, first_token }));
-            }
+        let is_decode = |&row: &usize| batch.query_range(row).len() == 1;
+        self.share_decodes(batch, (0..batch.num_rows()).filter(is_decode), num_shares);
+        for row in (0..batch.num_rows()).filter(|row| !is_decode(row)) {
+            // The last tile sees the most keys; it starts first, so that short ones fill the end.
+            let num_tiles = batch.query_range(row).len().div_ceil(TILE_TOKENS);
+            let tiles = (0..num_tiles).rev().map(|tile| (tile * TILE_TOKENS) as u32);
+            self.prompt_tiles.extend(tiles.map(|first_token| PromptTile { row: row as u32, first_token }));
         }
     }
 
-    /// Cuts a row's keys into items of at most `item_units` units, all but equal in size.
-    fn split(&mut self, row: u32, context_len: u32, num_units: usize, item_units: usize) {
-        let num_items = num_units.div_ceil(item_units);
-        let first_partial = self.num_partials;
-        let boundary = |item: usize| (item * num_units / num_items * UNIT_KEYS) as u32;
-        for item in 0..num_items {
-            self.decode_items.push(DecodeItem {
-                row,
-                first_key: boundary(item),
-                end_key: boundary(item + 1).min(context_len),
-                partial: if num_items == 1 { NO_PARTIAL } else { first_partial + item as u32 },
-            });
-        }
-        if num_items > 1 {
-            let num_partials = num_items as u32;
-            self.num_partials += num_partials;
-            self.split_rows.push(SplitRow { row, first_partial, num_partials, reserved: 0 });
+    /// Lays the keys of `rows` one behind the other, in units, and cuts them into shares of equal size.
+    fn share_decodes(&mut self, batch: &Batch, rows: impl Iterator<Item = usize> + Clone, num_shares: usize) {
+        let units = |row: usize| (batch.context_lens[row] as usize).div_ceil(UNIT_KEYS);
+        let num_units: usize = rows.clone().map(units).sum();
+        let num_shares = num_units.min(num_shares);
+        let share_end = |share: usize| (share + 1) * num_units / num_shares;
+        let (mut unit, mut num_partials, mut first_item) = (0, 0, 0);
+        for row in rows {
+            let (row_start, row_end) = (unit, unit + units(row));
+            let row_item = self.decode_items.len();
+            while unit < row_end {
+                let end = share_end(self.decode_shares.len());
+                let key = |unit: usize| ((unit - row_start) * UNIT_KEYS) as u32;
+                self.decode_items.push(DecodeItem {
+                    token: batch.query_starts[row],
+                    context_len: batch.context_lens[row],
+                    first_block: batch.block_starts[row],
+                    first_key: key(unit),
+                    end_key: key(end.min(row_end)).min(batch.context_lens[row]),
+                    partial: 0,
+                    first_partial: 0,
+                    num_partials: 0,
+                });
+                unit = end.min(row_end);
+                if unit == end {
+                    let end_item = self.decode_items.len() as u32;
+                    self.decode_shares.push(DecodeShare { first_item, end_item });
+                    first_item = end_item;
+                }
+            }
+            num_partials = number_partials(&mut self.decode_items[row_item..], num_partials);
         }
     }
+}
+
+/// Gives the items of a row that has several their places from `first` on; returns the next one's.
+fn number_partials(items: &mut [DecodeItem], first: u32) -> u32 {
+    let num_items = items.len() as u32;
+    if num_items < 2 {
+        return first;
+    }
+    for (partial, item) in (first..).zip(items) {
+        (item.partial, item.first_partial, item.num_partials) = (partial, first, num_items);
+    }
+    first + num_items
 }
 
 #[cfg(test)]
@@ -129,6 +151,8 @@ mod tests {
             batch.context_lens.push(context_len);
             batch.tokens.extend((0..num_tokens).map(|_| 0));
             batch.query_starts.push(batch.tokens.len() as u32);
+            batch.block_tables.extend((0..context_len.div_ceil(UNIT_KEYS as u32)).map(|_| 0));
+            batch.block_starts.push(batch.block_tables.len() as u32);
         }
         batch
     }
@@ -139,24 +163,47 @@ mod tests {
         plan
     }
 
-    #[test]
-    fn short_rows_stay_whole() {
-        let plan = plan(&[(1, 1), (1, 256), (1, 65)], 100);
-        let item = |row, end_key| DecodeItem { row, first_key: 0, end_key, partial: NO_PARTIAL };
-        assert_eq!(plan.decode_items, [item(0, 1), item(1, 256), item(2, 65)]);
-        assert!(plan.split_rows.is_empty() && plan.prompt_tiles.is_empty());
+    /// Token, keys and partial results of each item.
+    fn items(plan: &AttentionPlan) -> Vec<(u32, [u32; 2], [u32; 3])> {
+        let item = |item: &DecodeItem| {
+            let DecodeItem { token, first_key, end_key, partial, first_partial, num_partials, .. } = *item;
+            (token, [first_key, end_key], [partial, first_partial, num_partials])
+        };
+        plan.decode_items.iter().map(item).collect()
+    }
+
+    fn shares(plan: &AttentionPlan) -> Vec<[u32; 2]> {
+        plan.decode_shares.iter().map(|share| [share.first_item, share.end_item]).collect()
     }
 
     #[test]
-    fn a_long_row_is_split_and_its_partials_are_contiguous() {
-        let plan = plan(&[(1, 100), (1, 1000)], 100);
-        let item = |first_key, end_key, partial| DecodeItem { row: 1, first_key, end_key, partial };
+    fn rows_share_where_there_are_fewer_shares() {
+        let none = [0; 3];
+        let whole = [(0, [0, 1], none), (1, [0, 64], none), (2, [0, 63], none)];
+        for (num_shares, expected) in [(100, vec![[0, 1], [1, 2], [2, 3]]), (1, vec![[0, 3]])] {
+            let plan = plan(&[(1, 1), (1, 64), (1, 63)], num_shares);
+            assert_eq!(items(&plan), whole);
+            assert_eq!(shares(&plan), expected);
+            assert!(plan.prompt_tiles.is_empty());
+        }
+    }
+
+    #[test]
+    fn shares_are_equal_and_the_partials_of_a_row_are_contiguous() {
+        // 4, 8 and 4 units in 3 shares of 5, 5 and 6.
+        let plan = plan(&[(1, 256), (1, 500), (1, 256)], 3);
+        let cut = |partial| [partial, 0, 3];
         assert_eq!(
-            plan.decode_items[1..],
-            [item(0, 256, 0), item(256, 512, 1), item(512, 768, 2), item(768, 1000, 3)]
+            items(&plan),
+            [
+                (0, [0, 256], [0; 3]),
+                (1, [0, 64], cut(0)),
+                (1, [64, 384], cut(1)),
+                (1, [384, 500], cut(2)),
+                (2, [0, 256], [0; 3])
+            ]
         );
-        assert_eq!(plan.split_rows, [SplitRow { row: 1, first_partial: 0, num_partials: 4, reserved: 0 }]);
-        assert_eq!(plan.num_partials, 4);
+        assert_eq!(shares(&plan), [[0, 2], [2, 3], [3, 5]]);
     }
 
     #[test]
@@ -178,12 +225,30 @@ mod tests {
             let rows: Vec<(u32, u32)> = rows.map(|(tokens, past)| (tokens, past + tokens)).collect();
             let plan = plan(&rows, target);
             let num_tokens = rows.iter().map(|row| row.0 as usize).sum();
-            let [items, splits, tiles] = AttentionPlan::capacity(rows.len(), num_tokens, target);
-            assert!(plan.decode_items.len() <= items && plan.split_rows.len() <= splits);
-            assert!(plan.prompt_tiles.len() <= tiles && plan.num_partials as usize <= 2 * target);
+            let [num_items, num_shares, num_tiles] = AttentionPlan::capacity(rows.len(), num_tokens, target);
+            assert!(plan.decode_items.len() <= num_items && plan.decode_shares.len() <= num_shares);
+            assert!(plan.prompt_tiles.len() <= num_tiles);
+            let max_context_len = rows.iter().map(|row| row.1 as usize).max().unwrap_or(0);
+            assert!(plan.decode_shares.len() <= AttentionPlan::num_shares(rows.len(), max_context_len, target));
+            let partials: Vec<u32> =
+                plan.decode_items.iter().filter(|item| item.num_partials > 0).map(|item| item.partial).collect();
+            assert!(partials.len() <= max_partials(target));
+            assert!(partials.iter().copied().eq(0..partials.len() as u32));
+            // Shares take all items in turn, and differ by a unit at the most.
+            let mut end = 0;
+            let num_units = |item: &DecodeItem| (item.end_key - item.first_key).div_ceil(UNIT_KEYS as u32);
+            let sizes: Vec<u32> = plan.decode_shares.iter().map(|share| {
+                assert_eq!(share.first_item, std::mem::replace(&mut end, share.end_item));
+                let items = &plan.decode_items[share.first_item as usize..share.end_item as usize];
+                items.iter().map(num_units).sum()
+            }).collect();
+            assert_eq!(end as usize, plan.decode_items.len());
+            assert!(sizes.iter().max().unwrap_or(&0) - sizes.iter().min().unwrap_or(&0) <= 1);
+            let batch = batch(&rows);
             for (row, &(num_tokens, context_len)) in rows.iter().enumerate() {
                 let mut next = 0;
-                for item in plan.decode_items.iter().filter(|item| item.row == row as u32) {
+                for item in plan.decode_items.iter().filter(|item| item.token == batch.query_starts[row]) {
+                    assert_eq!((item.context_len, item.first_block), (context_len, batch.block_starts[row]));
                     assert_eq!(item.first_key, next);
                     assert!(item.first_key < item.end_key && item.first_key % 64 == 0);
                     next = item.end_key;

@@ -1,7 +1,8 @@
 //! What is done once before the first step: choosing the algorithms of matrix products by running prompts of
 //! every size, and recording decode steps.
 
-use super::graph::{Graph, Graphs, StepSize};
+use super::batch::LaunchSizes;
+use super::graph::{self, Graph, Graphs};
 use super::tensor::Checker;
 use super::{Backend, Cuda};
 use crate::backend::{BackendLimits, BackendResult, Batch, KvLayout};
@@ -17,7 +18,7 @@ pub(super) fn run(
     operations: Operations<'_>,
 ) -> BackendResult<()> {
     let (_, _, reserved, _) = cuda.reserved(check.operation)?;
-    let (limits, max_extra_items) = (*reserved.step.limits(), reserved.step.max_extra_items());
+    let limits = *reserved.step.limits();
     let Some(layout) = reserved.step.kv_layout().copied() else {
         return check.fail("there is no KV cache".to_owned());
     };
@@ -28,14 +29,13 @@ pub(super) fn run(
         }
         num_tokens = num_tokens.next_power_of_two() / 2;
     }
-    let mut graphs = Graphs::new(limits.max_slots, max_extra_items, max_context_len);
-    let mut loaded_rows = 0;
-    for size in graphs.sizes().take_while(|size| size.rows <= layout.num_blocks) {
-        if size.rows != loaded_rows {
-            run_once(cuda, &decodes(size.rows, limits.vocab_size), operations)?;
-            loaded_rows = size.rows;
-        }
-        graphs.insert(size, record(cuda, check, size, operations)?);
+    // Attention has told how many shares it takes, unless no prompt fits.
+    let (_, _, reserved, _) = cuda.reserved(check.operation)?;
+    let mut graphs = Graphs::new(max_context_len, reserved.step.num_shares());
+    for rows in graph::row_sizes(limits.max_slots).into_iter().take_while(|&rows| rows <= layout.num_blocks) {
+        run_once(cuda, &decodes(rows, limits.vocab_size), operations)?;
+        let sizes = graphs.launch_sizes(rows);
+        graphs.insert(rows, record(cuda, check, sizes, operations)?);
     }
     cuda.graphs = graphs;
     cuda.gpu.synchronize()
@@ -50,14 +50,14 @@ fn run_once(cuda: &mut Cuda, batch: &Batch, operations: Operations<'_>) -> Backe
 fn record(
     cuda: &mut Cuda,
     check: Checker,
-    size: StepSize,
+    sizes: LaunchSizes,
     operations: Operations<'_>,
 ) -> BackendResult<Graph> {
     let (_, gpu, reserved, _) = cuda.reserved(check.operation)?;
-    reserved.step.batch.launch = size.launch_sizes();
+    reserved.step.batch.launch = sizes;
     reserved.step.is_recording = true;
     Graph::start_recording(gpu)?;
-    let worked = reserved.step.prepare(gpu).and_then(|()| operations(cuda, size.rows));
+    let worked = reserved.step.prepare(gpu).and_then(|()| operations(cuda, sizes.rows));
     let graph = Graph::end_recording(&cuda.gpu);
     let (_, _, reserved, _) = cuda.reserved(check.operation)?;
     reserved.step.is_recording = false;
