@@ -539,7 +539,8 @@ typedef struct {
     /// log-probabilities. With n here an event has n + 1 entries for each token: ifl_event.num_logprobs counts
     /// the token itself too.
     int32_t num_logprobs;
-    /// Same seed, same model and same device give the same tokens. Default IFL_RANDOM_SEED: a fresh one.
+    /// The same seed, model and device give the same tokens: on the CPU whatever else runs, on a CUDA device where the
+    /// same requests run beside it, since there rounding depends on the batch. Default IFL_RANDOM_SEED: a fresh one.
     uint64_t seed;
     /// Tokens whose logits get a bias, none twice; default none.
     const uint32_t *logit_bias_tokens;

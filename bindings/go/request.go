@@ -48,7 +48,8 @@ type Request struct {
 	// Logprobs is the number of alternatives, 0 to 20, to report with the log-probability of each token. Nil:
 	// no log-probabilities.
 	Logprobs *int
-	// Seed: same seed, same model and same device give the same tokens. Nil: a fresh one.
+	// Seed: the same seed, model and device give the same tokens, on a CUDA device where the same requests run beside
+	// it. Nil: a fresh one.
 	Seed *uint64
 	// LogitBias is added to the logits of these tokens.
 	LogitBias map[uint32]float32

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use inflight::engine::{EventKind, FinishReason};
-use inflight::{Engine, EngineOptions, Prompt, Request};
+use inflight::{DTypeChoice, Engine, EngineOptions, Prompt, Request};
 use serde::Deserialize;
 
 #[path = "../common/mod.rs"]
@@ -24,18 +24,27 @@ struct Case {
 }
 
 /// A continuation may leave the golden one only where float32 itself was nearly undecided: where the two largest
-/// logits differ by less than this.
-const NEAR_TIE: f32 = 0.2;
+/// logits differ by less than this. Weights in bf16 alone, on the CPU with activations in f32, move the differences
+/// below 0.5 of these continuations by up to 0.21 (root mean square 0.043), those in f16 by up to 0.01 (0.0036); on a
+/// card activations are rounded too, in every layer.
+const NEAR_TIES: [(DTypeChoice, f32); 2] = [(DTypeChoice::Bf16, 0.4), (DTypeChoice::F16, 0.05)];
 
 #[test]
-fn bfloat16_leaves_the_tokens_of_transformers_at_near_ties_only() {
+fn half_precision_leaves_the_tokens_of_transformers_at_near_ties_only() {
+    for (dtype, near_tie) in NEAR_TIES {
+        compare(dtype, near_tie);
+    }
+}
+
+fn compare(dtype: DTypeChoice, near_tie: f32) {
     let golden: Golden = serde_json::from_str(include_str!("../golden/smollm2_greedy.json")).unwrap();
     let mut options = EngineOptions::new(common::smollm2());
     options.device = "cuda:0".to_owned();
+    options.dtype = dtype;
     options.max_model_len = 512;
     options.kv_cache_bytes = 256 << 20;
     let engine = Engine::create(&options).unwrap();
-    println!("on {}", engine.model_info().device);
+    println!("{dtype:?} on {}", engine.model_info().device);
     let mut index_of = HashMap::new();
     for (index, case) in golden.cases.iter().enumerate() {
         let mut request = Request::new(Prompt::Tokens(case.prompt_ids.clone()));
@@ -65,6 +74,6 @@ fn bfloat16_leaves_the_tokens_of_transformers_at_near_ties_only() {
         };
         let gap = case.top2_gaps[step];
         println!("prompt {index} leaves the golden tokens at step {step}, where the gap is {gap}");
-        assert!(gap < NEAR_TIE, "prompt {index} differs at step {step}, where the gap is {gap}");
+        assert!(gap < near_tie, "{dtype:?}: prompt {index} differs at step {step}, where the gap is {gap}");
     }
 }

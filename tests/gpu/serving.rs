@@ -8,7 +8,7 @@ use inflight::backend::cuda::Cuda;
 use inflight::engine::{EventKind, FinishReason};
 use inflight::{Engine, EngineOptions, Prompt, Request, SamplingParams, Status};
 
-use crate::rig::Random;
+use crate::rig::{Random, is_small};
 
 const VOCAB: u32 = 2000;
 
@@ -73,7 +73,9 @@ fn a_thousand_mixed_requests_with_cancels_leave_the_pool_whole() {
     let mut random = Random(11);
     let mut expected: HashMap<u64, (u32, u32)> = HashMap::new();
     let (mut num_cancelled, mut num_complete) = (0, 0);
-    for _ in 0..1000 {
+    // Tools that watch every launch have no memory for those of all.
+    let num_requests = if is_small() { 60 } else { 1000 };
+    for _ in 0..num_requests {
         let request = request(&mut random);
         let max_tokens = request.max_tokens;
         expected.insert(engine.enqueue(request).unwrap(), (max_tokens, 0));
@@ -105,7 +107,8 @@ fn a_thousand_mixed_requests_with_cancels_leave_the_pool_whole() {
     }
     let stats = engine.stats();
     println!("{num_complete} complete, {num_cancelled} cancelled, {} preemptions", stats.num_preemptions);
-    assert!(num_complete > 500 && num_cancelled > 50 && stats.num_preemptions > 0);
+    let is_mixed = num_complete > num_requests / 2 && num_cancelled > num_requests / 20;
+    assert!(is_mixed && (stats.num_preemptions > 0 || is_small()), "of {num_requests}");
     assert_eq!((stats.num_kv_blocks_used, stats.num_running, stats.num_waiting), (0, 0, 0));
 }
 

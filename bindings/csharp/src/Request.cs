@@ -64,7 +64,8 @@ namespace Inflight
         /// <summary>Alternatives, 0 to 20, to report with the log-probability of each token.</summary>
         public uint? Logprobs { get; set; }
 
-        /// <summary>Same seed, same model and same device give the same tokens; null: a fresh one.</summary>
+        /// <summary>The same seed, model and device give the same tokens, on a CUDA device where the same requests run
+        /// beside it; null: a fresh one.</summary>
         public ulong? Seed { get; set; }
 
         /// <summary>Added to the logits of these tokens.</summary>

@@ -102,7 +102,7 @@ class RequestOptions(TypedDict, total=False):
     logprobs: int
     """Alternatives to report with the log-probability of each token, 0 to 20."""
     seed: int
-    """Same seed, same model and same device give the same tokens."""
+    """The same seed, model and device give the same tokens, on a CUDA device where the same requests run beside it."""
     logit_bias: Mapping[int, float]
     """Numbers to add to the logits of tokens."""
 
