@@ -167,8 +167,8 @@ template <typename T, int HEAD_DIM, int HEADS, bool IS_GENERAL> struct DecodeWar
     }
   }
 
-  // The same of values: the words of keys 2 pair, 2 pair + 1 and those 8 further down. Of every 64 elements of a row, the
-  // thread's 8 neighbours stand for rows of four fragments, of 32 or 16 that are left its 4 or 2 for those of two or
+  // The same of values: the words of keys 2 pair, 2 pair + 1 and those 8 further down. Of every 64 elements of a row,
+  // the thread's 8 neighbours stand for rows of four fragments, of 32 or 16 that are left its 4 or 2 for those of two or
   // one. Rows past the end are the last one, with an exponential of 0.
   __device__ inline void load_values(Chunk &words, const T *rows, uint32_t last_row) const {
     constexpr int REST = PART % 64;

@@ -16,8 +16,8 @@ use crate::engine::event::{FinishReason, RequestId};
 use crate::engine::sequence::{Micros, Phase, Rank, Sequence, SequenceParams};
 use crate::kv::pool::BlockPool;
 
-/// Tokens for which each running sequence has blocks left before another one is admitted. Blocks also come back as
-/// sequences end, so this covers the steps in which fewer end than usual.
+/// Tokens for which each running sequence has blocks left before one of lower rank is admitted. Blocks also come back
+/// as sequences end, so this covers the steps in which fewer end than usual.
 const GROWTH_TOKENS: usize = 4;
 
 /// Sizes that the scheduler plans with.
@@ -394,10 +394,11 @@ impl Scheduler {
     }
 
     /// Frees a slot and `num_blocks` blocks for a sequence of `rank` by preempting running sequences that are
-    /// paused or of lower rank, and leaves those that still run room to grow, so that they do not preempt the newcomer
-    /// at once. Preempts nothing where that would not suffice.
+    /// paused or of lower rank, and leaves those of higher rank room to grow, which would preempt it otherwise.
+    /// Preempts nothing where that would not suffice.
     fn make_room(&mut self, rank: Rank, num_blocks: usize) -> bool {
-        let growth = |num_running: usize| num_running * GROWTH_TOKENS / self.config.block_size;
+        let ahead = self.running.range(..rank).filter(|(_, id)| !self.sequences[*id].is_paused).count();
+        let wanted = num_blocks + ahead * GROWTH_TOKENS / self.config.block_size;
         let mut free_blocks = self.pool.num_free();
         let mut free_slots = self.free_slots.len();
         let mut victims = Vec::new();
@@ -408,7 +409,6 @@ impl Scheduler {
                     true => sequence.is_paused,
                     false => !sequence.is_paused && *victim_rank > rank,
                 };
-                let wanted = num_blocks + growth(self.running.len() - victims.len());
                 if (free_slots == 0 || free_blocks < wanted) && may_go {
                     victims.push(id);
                     free_blocks += sequence.blocks.len();
@@ -416,7 +416,6 @@ impl Scheduler {
                 }
             }
         }
-        let wanted = num_blocks + growth(self.running.len() - victims.len());
         let suffices = free_slots > 0 && free_blocks >= wanted;
         if suffices {
             victims.into_iter().for_each(|victim| self.preempt(victim));

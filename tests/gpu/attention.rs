@@ -229,6 +229,20 @@ fn unusual_groups() {
     }
 }
 
+/// More than 8 query heads to a key-value head, in one block and in several.
+#[test]
+fn large_groups() {
+    for heads in [(9, 1), (16, 1), (34, 2)] {
+        for head_dim in [80, 96, 128, 256] {
+            let rows = if is_small() { vec![(1, 40), (1, 300)] } else { mixed_rows() };
+            let (pairing, sharpness) = (RopePairing::Half, 1.0);
+            let case =
+                Case { heads, head_dim, rotary_dim: head_dim, pairing, block_size: 32, sharpness, rows };
+            check(&case, DType::Bf16, (heads.0 + head_dim) as u64);
+        }
+    }
+}
+
 #[test]
 fn partial_and_interleaved_rotation() {
     let rows = vec![(5, 0), (1, 20), (1, 3)];

@@ -120,17 +120,18 @@ impl HeadKernels {
                 97..=128 => 12,
                 _ => 8,
             };
-            let blocks = resident_warps / warps;
             let result_bytes = warps * num_heads * (2 + head_dim) * size_of::<f32>();
             let query_bytes = 2 * num_heads * (head_dim + VECTOR_ELEMENTS) * 2;
             let shared_bytes = (result_bytes + query_bytes) as u32;
+            let taken_bytes = shared_bytes + RESERVED_SHARED_BYTES;
+            let blocks = (resident_warps / warps).min((gpu.shared_bytes() / taken_bytes) as usize).max(1);
             let kernels = Variants::try_new(|variant| {
                 PerDType::try_new(|dtype| {
                     let name = format!("attention_decode_{variant}{dtype}_{head_dim}_{num_heads}");
                     let kernel = modules.kernel(gpu, "attention_decode", &name)?;
                     kernel.allow_shared_bytes(gpu, shared_bytes)?;
                     // What loads have on their way lies in the cache.
-                    kernel.leave_cache(gpu, blocks as u32 * (shared_bytes + RESERVED_SHARED_BYTES))?;
+                    kernel.leave_cache(gpu, blocks as u32 * taken_bytes)?;
                     Ok(kernel)
                 })
             })?;
@@ -186,7 +187,11 @@ impl Attention {
         let num_shares = (decode.blocks * gpu.num_multiprocessors() as usize / share_blocks).max(1);
         step.set_num_shares(num_shares);
         // The places do not depend on the batch, only on the largest number of partial results.
-        let max_partials = plan::max_partials(num_shares.max(step.first_num_shares()));
+        let max_shares = num_shares.max(step.first_num_shares());
+        check.require(launch.decode_shares <= max_shares, || {
+            format!("the batch was cut into {} shares for other heads", launch.decode_shares)
+        })?;
+        let max_partials = plan::max_partials(max_shares);
         let num_stats = max_partials as u64 * shape.num_heads as u64;
         let (stats_bytes, sums_bytes) = (num_stats * 8, num_stats * shape.head_dim as u64 * 4);
         check.require(stats_bytes + sums_bytes <= scratch.1, || {

@@ -15,7 +15,7 @@ use crate::error::{Result, Status};
 pub(super) type DevicePtr = sys::CUdeviceptr;
 
 /// Part of a multiprocessor's memory that is shared memory while branches run at the same time. Kernels of different
-/// parts do not run beside each other on one, and this one has room for a block of decode attention; the rest is
+/// parts do not run beside each other on one, and this one has room for blocks of decode attention; the rest is
 /// first-level cache, which products of few rows need.
 const FORKED_CARVEOUT_PERCENT: u32 = 40;
 
@@ -113,6 +113,11 @@ impl Gpu {
 
     pub(super) fn num_multiprocessors(&self) -> u32 {
         self.num_multiprocessors
+    }
+
+    /// Shared memory of a multiprocessor, in bytes.
+    pub(super) fn shared_bytes(&self) -> u32 {
+        self.shared_bytes
     }
 
     pub(super) fn stream(&self) -> sys::CUstream {
