@@ -143,7 +143,7 @@ template <typename T, int HEAD_DIM, int HEADS, bool IS_GENERAL>
 __device__ inline void attention_decode(const AttentionParams &params) {
   extern __shared__ __align__(16) unsigned char shared[];
   auto &memory = *reinterpret_cast<DecodeMemory<T, HEAD_DIM, HEADS> *>(shared);
-  const uint32_t num_blocks = num_groups<HEADS>(params);
+  const uint32_t num_blocks = params.num_kv_heads * num_parts<HEADS>(params);
   const uint32_t index = blockIdx.x / num_blocks;
   const uint32_t group_index = blockIdx.x - index * num_blocks;
   if (index >= params.arrays.header->num_decode_shares) {

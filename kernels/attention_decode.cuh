@@ -48,15 +48,15 @@ struct HeadGroup {
   int num_heads;
 };
 
-// Blocks of a share, of which block `index` has `group_at(index)`: all key-value heads, in each the parts of its group.
-template <int HEADS> __device__ inline uint32_t num_groups(const AttentionParams &params) {
-  const uint32_t group = params.num_heads / params.num_kv_heads;
-  return params.num_kv_heads * ((group + HEADS - 1) / HEADS);
+// Parts of the query heads that share a key-value head.
+template <int HEADS> __device__ inline uint32_t num_parts(const AttentionParams &params) {
+  return (params.num_heads / params.num_kv_heads + HEADS - 1) / HEADS;
 }
 
+// What block `index` of a share takes: all key-value heads have blocks, in each the parts of its query heads.
 template <int HEADS> __device__ inline HeadGroup group_at(const AttentionParams &params, uint32_t index) {
   const uint32_t group = params.num_heads / params.num_kv_heads;
-  const uint32_t parts = (group + HEADS - 1) / HEADS;
+  const uint32_t parts = num_parts<HEADS>(params);
   const uint32_t kv_head = index / parts;
   const uint32_t first = (index - kv_head * parts) * HEADS;
   return {kv_head, kv_head * group + first, min(static_cast<int>(group - first), HEADS)};

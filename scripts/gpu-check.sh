@@ -75,7 +75,8 @@ for part in "${@:-tests}"; do
       echo "== compute-sanitizer $tool"
       # Lifecycle tests ask for more than there is and one of serving loses the device, both on purpose, the engine's
       # model is large, and the families are many, whose kernels the other tests run too. Watching shared memory,
-      # racecheck would take minutes for cuBLASLt's kernels, which the decoder's and the blocks' tests run.
+      # racecheck would take minutes for cuBLASLt's kernels, which the decoder's and the blocks' tests run, and for
+      # the many steps of those of serving.
       # The tool takes memory of the device too, so that plans cannot be compared with what is free.
       tests=(--skip lifecycle --skip engine --skip families --skip the_plan_is_what --skip a_lost_device)
       if [ "$tool" = racecheck ]; then

@@ -24,9 +24,9 @@ struct Case {
 }
 
 /// A continuation may leave the golden one only where float32 itself was nearly undecided: where the two largest
-/// logits differ by less than this. Weights in bf16 alone, on the CPU with activations in f32, move the differences
-/// below 0.5 of these continuations by up to 0.21 (root mean square 0.043), those in f16 by up to 0.01 (0.0036); on a
-/// card activations are rounded too, in every layer.
+/// logits differ by less than this. On a CPU with AVX512-BF16, whose bf16 products round weights and their inputs, the
+/// differences below 0.5 of these continuations move by up to 0.21 (root mean square 0.043), with weights in f16 by up
+/// to 0.01 (0.0036); a card rounds what is between operations too.
 const NEAR_TIES: [(DTypeChoice, f32); 2] = [(DTypeChoice::Bf16, 0.4), (DTypeChoice::F16, 0.05)];
 
 #[test]

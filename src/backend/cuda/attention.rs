@@ -89,6 +89,7 @@ impl<P> Variants<P> {
 
 /// Shared memory that the driver keeps of a block.
 const RESERVED_SHARED_BYTES: u32 = 1024;
+
 /// Kernels of decode attention whose blocks take up to `num_heads` of the query heads that share keys.
 struct DecodeKernels {
     num_heads: usize,
