@@ -115,7 +115,7 @@ fn check(what: &str, spec: &Value, dtype: DType) {
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     let spec = load_spec(&checkpoint).unwrap();
     let mut on_cpu = decoder(cpu(), &spec, &checkpoint, dtype);
-    let mut on_gpus = [gpu(), tiled_gpu()].map(|gpu| decoder(gpu, &spec, &checkpoint, dtype));
+    let mut on_gpus = [gpu(), narrow_gpu()].map(|gpu| decoder(gpu, &spec, &checkpoint, dtype));
     for (step, batch) in batches(&mut Random(32)).iter().enumerate() {
         on_cpu.forward(batch).unwrap();
         let expected = on_cpu.read_logits(batch.num_sampled()).unwrap();

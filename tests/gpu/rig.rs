@@ -24,10 +24,19 @@ pub fn gpu() -> Cuda {
     Cuda::new(0).expect("this test needs a CUDA device")
 }
 
-/// One that multiplies many rows in tiles, whatever is fastest, where it has kernels for that.
-pub fn tiled_gpu() -> Cuda {
+/// One that multiplies many rows in the narrowest tiles, whatever is fastest, where it has kernels for that.
+pub fn narrow_gpu() -> Cuda {
+    tiled_gpu(|columns| columns.first())
+}
+
+/// The same in the widest tiles.
+pub fn wide_gpu() -> Cuda {
+    tiled_gpu(|columns| columns.last())
+}
+
+fn tiled_gpu(choose: impl Fn(&[usize]) -> Option<&usize>) -> Cuda {
     let mut gpu = gpu();
-    if let Some(&columns) = gpu.tile_columns().first() {
+    if let Some(&columns) = choose(gpu.tile_columns()) {
         gpu.force_tiles(columns);
     }
     gpu
