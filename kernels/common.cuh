@@ -19,7 +19,7 @@ constexpr float LOG2_E = 1.4426950408889634f;
 // `wait_for_predecessor` in every thread before it touches what the kernel before it reads or writes, and only
 // after that `start_successor`: what earlier kernels wrote is there from the start. A kernel that fills the device
 // lets its successor start near its own end, because blocks that are placed while others run end up unevenly
-// spread over the multiprocessors.
+// spread over the multiprocessors, unless these have room for no more of them than one wave (skinny.cuh).
 __device__ inline void start_successor() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");

@@ -8,7 +8,7 @@
 #include "experts.cuh"
 #include "skinny.cuh"
 
-template <typename T, Product PRODUCT, int WEIGHT_TILES, int INPUT_TILES> struct ExpertOperands {
+template <typename T, Product PRODUCT, int INPUT_TILES> struct ExpertOperands {
   static constexpr bool IS_GATED = PRODUCT == Product::UP_GATED;
   const T *weights;
   const T *inputs[INPUT_TILES];
@@ -26,7 +26,7 @@ template <typename T, Product PRODUCT, int WEIGHT_TILES, int INPUT_TILES> struct
   }
 
   __device__ inline const T *weight(int part, uint32_t row) const {
-    return weights + weight_row<WEIGHT_TILES, IS_GATED>(feature_block, part, row, out_features) * in_features;
+    return weights + weight_row<1, IS_GATED>(feature_block, part, row, out_features) * in_features;
   }
 
   __device__ inline const T *input(int tile) const { return inputs[tile]; }
@@ -41,16 +41,15 @@ __device__ inline float finish(const ExpertProductParams &params, const Sums &su
   } else if constexpr (PRODUCT == Product::UP_PLAIN) {
     return activate(params.function, sums.total(row, index));
   } else {
-    const uint32_t column = index / 8 * 16 + index % 8;
-    return activate(params.function, sums.total(row, column)) * sums.total(row, column + 8);
+    return activate(params.function, sums.total(row, index)) * sums.total(row, index + WEIGHT_ROWS / 2);
   }
 }
 
-template <typename T, Product PRODUCT, int WEIGHT_TILES, int INPUT_TILES>
+template <typename T, Product PRODUCT, int INPUT_TILES>
 __device__ inline void multiply_few(const ExpertProductParams &params) {
-  constexpr int FEATURES = PRODUCT == Product::UP_GATED ? 8 * WEIGHT_TILES : 16 * WEIGHT_TILES;
+  constexpr int FEATURES = PRODUCT == Product::UP_GATED ? WEIGHT_ROWS / 2 : WEIGHT_ROWS;
   constexpr int ROWS = 8 * INPUT_TILES;
-  __shared__ BlockSums<WEIGHT_TILES, INPUT_TILES> block_sums;
+  __shared__ BlockSums<INPUT_TILES> block_sums;
   // The up projection's predecessor writes the list, the down projection's only the input.
   if (PRODUCT != Product::DOWN) {
     wait_for_predecessor();
@@ -60,9 +59,8 @@ __device__ inline void multiply_few(const ExpertProductParams &params) {
     wait_for_predecessor();
     return;
   }
-  float sums[WEIGHT_TILES][INPUT_TILES][4] = {};
-  sum_warp<T>(ExpertOperands<T, PRODUCT, WEIGHT_TILES, INPUT_TILES>(params, work), sums);
-  start_successor();
+  float sums[INPUT_TILES][4] = {};
+  sum_warp<T>(ExpertOperands<T, PRODUCT, INPUT_TILES>(params, work), sums);
   block_sums.store(sums);
   __syncthreads();
   for (int index = threadIdx.x; index < FEATURES * ROWS; index += WARPS * WARP_THREADS) {
@@ -76,19 +74,17 @@ __device__ inline void multiply_few(const ExpertProductParams &params) {
   }
 }
 
-#define EXPERTS_FEW(NAME, T, PRODUCT, TILES)                                                                     \
-  extern "C" __global__ void __launch_bounds__(WARPS *WARP_THREADS)                                              \
-      NAME(const __grid_constant__ ExpertProductParams params) {                                                 \
-    multiply_few<T, Product::PRODUCT, TILES, TILES>(params);                                                     \
+#define EXPERTS_FEW(NAME, T, PRODUCT, INPUT_TILES)                                                               \
+  extern "C" __global__ void SKINNY_BOUNDS NAME(const __grid_constant__ ExpertProductParams params) {            \
+    multiply_few<T, Product::PRODUCT, INPUT_TILES>(params);                                                      \
   }
 
-#define EXPERTS_FEW_OF(DTYPE, T)                                                                                 \
-  EXPERTS_FEW(experts_few_up_plain_##DTYPE##_8, T, UP_PLAIN, 1)                                                  \
-  EXPERTS_FEW(experts_few_up_plain_##DTYPE##_16, T, UP_PLAIN, 2)                                                 \
-  EXPERTS_FEW(experts_few_up_gated_##DTYPE##_8, T, UP_GATED, 1)                                                  \
-  EXPERTS_FEW(experts_few_up_gated_##DTYPE##_16, T, UP_GATED, 2)                                                 \
-  EXPERTS_FEW(experts_few_down_##DTYPE##_8, T, DOWN, 1)                                                          \
-  EXPERTS_FEW(experts_few_down_##DTYPE##_16, T, DOWN, 2)
+#define EXPERTS_FEW_OF(DTYPE, T, ROWS)                                                                           \
+  EXPERTS_FEW(experts_few_up_plain_##DTYPE##_##ROWS, T, UP_PLAIN, ROWS / 8)                                      \
+  EXPERTS_FEW(experts_few_up_gated_##DTYPE##_##ROWS, T, UP_GATED, ROWS / 8)                                      \
+  EXPERTS_FEW(experts_few_down_##DTYPE##_##ROWS, T, DOWN, ROWS / 8)
 
-EXPERTS_FEW_OF(bf16, __nv_bfloat16)
-EXPERTS_FEW_OF(f16, __half)
+EXPERTS_FEW_OF(bf16, __nv_bfloat16, 8)
+EXPERTS_FEW_OF(bf16, __nv_bfloat16, 16)
+EXPERTS_FEW_OF(f16, __half, 8)
+EXPERTS_FEW_OF(f16, __half, 16)

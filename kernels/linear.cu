@@ -27,7 +27,7 @@ static_assert(sizeof(SkinnyLinearParams) == 48, "mirrored in linear.rs");
 // What becomes of a sum.
 enum class Epilogue { NONE, PLAIN, GATED };
 
-template <typename T, int WEIGHT_TILES, Epilogue EPILOGUE> struct LinearOperands {
+template <typename T, Epilogue EPILOGUE> struct LinearOperands {
   const SkinnyLinearParams &params;
   uint32_t in_features;
 
@@ -36,7 +36,7 @@ template <typename T, int WEIGHT_TILES, Epilogue EPILOGUE> struct LinearOperands
 
   __device__ inline const T *weight(int part, uint32_t row) const {
     constexpr bool IS_GATED = EPILOGUE == Epilogue::GATED;
-    const uint64_t index = weight_row<WEIGHT_TILES, IS_GATED>(blockIdx.x, part, row, params.out_features);
+    const uint64_t index = weight_row<1, IS_GATED>(blockIdx.x, part, row, params.out_features);
     return static_cast<const T *>(params.weight) + index * params.in_features;
   }
 
@@ -57,9 +57,8 @@ __device__ inline float finish(const SkinnyLinearParams &params, const Sums &sum
     const float sum = sums.total(row, index);
     return activate(params.function, bias == nullptr ? sum : sum + bias[feature]);
   } else {
-    const uint32_t column = index / 8 * 16 + index % 8;
-    float gate = sums.total(row, column);
-    float up = sums.total(row, column + 8);
+    float gate = sums.total(row, index);
+    float up = sums.total(row, index + WEIGHT_ROWS / 2);
     if (bias != nullptr) {
       gate += bias[feature];
       up += bias[params.out_features + feature];
@@ -68,14 +67,13 @@ __device__ inline float finish(const SkinnyLinearParams &params, const Sums &sum
   }
 }
 
-template <typename T, typename Out, int WEIGHT_TILES, int INPUT_TILES, Epilogue EPILOGUE>
+template <typename T, typename Out, int INPUT_TILES, Epilogue EPILOGUE>
 __device__ inline void skinny_linear(const SkinnyLinearParams &params) {
-  constexpr int FEATURES = EPILOGUE == Epilogue::GATED ? 8 * WEIGHT_TILES : 16 * WEIGHT_TILES;
+  constexpr int FEATURES = EPILOGUE == Epilogue::GATED ? WEIGHT_ROWS / 2 : WEIGHT_ROWS;
   constexpr int ROWS = 8 * INPUT_TILES;
-  __shared__ BlockSums<WEIGHT_TILES, INPUT_TILES> block_sums;
-  float sums[WEIGHT_TILES][INPUT_TILES][4] = {};
-  sum_warp<T>(LinearOperands<T, WEIGHT_TILES, EPILOGUE>(params), sums);
-  start_successor();
+  __shared__ BlockSums<INPUT_TILES> block_sums;
+  float sums[INPUT_TILES][4] = {};
+  sum_warp<T>(LinearOperands<T, EPILOGUE>(params), sums);
   block_sums.store(sums);
   __syncthreads();
   for (int index = threadIdx.x; index < FEATURES * ROWS; index += WARPS * WARP_THREADS) {
@@ -88,21 +86,18 @@ __device__ inline void skinny_linear(const SkinnyLinearParams &params) {
   }
 }
 
-#define SKINNY_LINEAR(NAME, T, OUT, WEIGHT_TILES, INPUT_TILES, EPILOGUE)                                         \
-  extern "C" __global__ void __launch_bounds__(WARPS *WARP_THREADS)                                              \
-      NAME(const __grid_constant__ SkinnyLinearParams params) {                                                  \
-    skinny_linear<T, OUT, WEIGHT_TILES, INPUT_TILES, Epilogue::EPILOGUE>(params);                                \
+#define SKINNY_LINEAR(NAME, T, OUT, INPUT_TILES, EPILOGUE)                                                       \
+  extern "C" __global__ void SKINNY_BOUNDS NAME(const __grid_constant__ SkinnyLinearParams params) {             \
+    skinny_linear<T, OUT, INPUT_TILES, Epilogue::EPILOGUE>(params);                                              \
   }
 
-#define SKINNY_LINEARS(DTYPE, T)                                                                                 \
-  SKINNY_LINEAR(skinny_linear_##DTYPE##_8, T, T, 1, 1, NONE)                                                     \
-  SKINNY_LINEAR(skinny_linear_##DTYPE##_16, T, T, 2, 2, NONE)                                                    \
-  SKINNY_LINEAR(skinny_linear_##DTYPE##_f32_8, T, float, 1, 1, NONE)                                             \
-  SKINNY_LINEAR(skinny_linear_##DTYPE##_f32_16, T, float, 2, 2, NONE)                                            \
-  SKINNY_LINEAR(skinny_plain_##DTYPE##_8, T, T, 1, 1, PLAIN)                                                     \
-  SKINNY_LINEAR(skinny_plain_##DTYPE##_16, T, T, 2, 2, PLAIN)                                                    \
-  SKINNY_LINEAR(skinny_gated_##DTYPE##_8, T, T, 1, 1, GATED)                                                     \
-  SKINNY_LINEAR(skinny_gated_##DTYPE##_16, T, T, 2, 2, GATED)
+#define SKINNY_LINEARS(DTYPE, T, ROWS)                                                                           \
+  SKINNY_LINEAR(skinny_linear_##DTYPE##_##ROWS, T, T, ROWS / 8, NONE)                                            \
+  SKINNY_LINEAR(skinny_linear_##DTYPE##_f32_##ROWS, T, float, ROWS / 8, NONE)                                    \
+  SKINNY_LINEAR(skinny_plain_##DTYPE##_##ROWS, T, T, ROWS / 8, PLAIN)                                            \
+  SKINNY_LINEAR(skinny_gated_##DTYPE##_##ROWS, T, T, ROWS / 8, GATED)
 
-SKINNY_LINEARS(bf16, __nv_bfloat16)
-SKINNY_LINEARS(f16, __half)
+SKINNY_LINEARS(bf16, __nv_bfloat16, 8)
+SKINNY_LINEARS(bf16, __nv_bfloat16, 16)
+SKINNY_LINEARS(f16, __half, 8)
+SKINNY_LINEARS(f16, __half, 16)

@@ -2,10 +2,15 @@
 //
 // Weights take the 16-row side of the tensor core's tile and inputs the 8-column side. The order of k inside a sum is
 // free, so a thread's 16-byte load of a weight row (8 consecutive k) directly makes operands of two products, and the
-// same load of an input row their counterparts: no shared memory, no shuffles. A block owns 16 * WEIGHT_TILES rows of
-// the weights and takes up to 8 * INPUT_TILES input rows; its warps take parts of k in turn, the next one's loads in
-// flight while this one's products are computed, and their sums meet in shared memory in a fixed order, so results do
-// not vary from run to run.
+// same load of an input row their counterparts: no shared memory, no shuffles. A block owns 16 rows of the weights and
+// takes up to 8 * INPUT_TILES input rows; its warps take parts of k in turn, the next one's loads in flight while this
+// one's products are computed, and their sums meet in shared memory in a fixed order, so results do not vary from run
+// to run.
+//
+// The successor may start as soon as the predecessor has ended: its blocks take the places that become free, and have
+// their weights on the way when this kernel ends. A multiprocessor holds two blocks, for which SKINNY_BOUNDS leaves the
+// registers, as many as make one wave of a matrix of 4,096 rows: where three had room, some multiprocessors would get
+// three of the next kernel's and others one.
 //
 // Where the operands lie is told by a type `Operands` with
 //   in_features, a multiple of 8;
@@ -18,8 +23,16 @@
 #include "tensor_core.cuh"
 
 constexpr int WARPS = 8;
+// Rows of the weights in a block.
+constexpr int WEIGHT_ROWS = 16;
 // Elements of k in one load of a warp: 8 in each of 4 threads.
 constexpr int LOAD_ELEMENTS = 32;
+// Elements of a row of the weights, behind those of the first turns, that are brought to the second-level cache before
+// the predecessor has ended.
+constexpr uint32_t EARLY_ELEMENTS = 256;
+
+// Of kernels of such products. The compiler takes 120 to 128 registers then: there is room for two blocks, not three.
+#define SKINNY_BOUNDS __launch_bounds__(WARPS *WARP_THREADS, 2)
 
 // Weights are read once: they pass the first-level cache by.
 __device__ inline uint4 load_streaming(const void *source) {
@@ -40,10 +53,10 @@ __device__ inline void multiply(float (&sums)[4], const uint4 &low, const uint4 
 }
 
 // What a thread holds of one turn of its warp, LOADS loads of k.
-template <typename T, int WEIGHT_TILES, int INPUT_TILES> struct Turn {
-  static constexpr int LOADS = 4 / WEIGHT_TILES;
+template <typename T, int INPUT_TILES> struct Turn {
+  static constexpr int LOADS = 4;
   static constexpr int ELEMENTS = LOADS * LOAD_ELEMENTS;
-  uint4 weights[LOADS][WEIGHT_TILES][2];
+  uint4 weights[LOADS][2];
   uint4 inputs[LOADS][INPUT_TILES];
 
   // Every load is unconditional, so that all are in flight together: k past the end repeats the first and meets
@@ -55,8 +68,8 @@ template <typename T, int WEIGHT_TILES, int INPUT_TILES> struct Turn {
       const uint32_t k = first_k + l * LOAD_ELEMENTS + lane % 4 * VECTOR_ELEMENTS;
       const uint32_t valid_k = k < operands.in_features ? k : 0;
 #pragma unroll
-      for (int i = 0; i < 2 * WEIGHT_TILES; i++) {
-        weights[l][i / 2][i % 2] = load_streaming(operands.weight(i, lane / 4) + valid_k);
+      for (int i = 0; i < 2; i++) {
+        weights[l][i] = load_streaming(operands.weight(i, lane / 4) + valid_k);
       }
     }
   }
@@ -81,31 +94,42 @@ template <typename T, int WEIGHT_TILES, int INPUT_TILES> struct Turn {
     load_inputs(operands, first_k);
   }
 
-  __device__ inline void add_products(float (&sums)[WEIGHT_TILES][INPUT_TILES][4]) const {
+  __device__ inline void add_products(float (&sums)[INPUT_TILES][4]) const {
 #pragma unroll
     for (int l = 0; l < LOADS; l++) {
 #pragma unroll
-      for (int w = 0; w < WEIGHT_TILES; w++) {
-#pragma unroll
-        for (int i = 0; i < INPUT_TILES; i++) {
-          multiply<T>(sums[w][i], weights[l][w][0], weights[l][w][1], inputs[l][i]);
-        }
+      for (int i = 0; i < INPUT_TILES; i++) {
+        multiply<T>(sums[i], weights[l][0], weights[l][1], inputs[l][i]);
       }
     }
   }
 };
 
+// Brings elements from `first_k` on of the block's rows of weights to the second-level cache.
+template <typename Operands> __device__ inline void prefetch_weights(const Operands &operands, uint32_t first_k) {
+#if __CUDA_ARCH__ >= 900
+  const uint32_t end_k = min(first_k + EARLY_ELEMENTS, operands.in_features);
+  if (threadIdx.x < WEIGHT_ROWS && first_k < end_k) {
+    const auto *elements = operands.weight(threadIdx.x / 8, threadIdx.x % 8) + first_k;
+    const uint32_t num_bytes = (end_k - first_k) * sizeof(*elements);
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(elements), "r"(num_bytes) : "memory");
+  }
+#endif
+}
+
 // One warp's turns. The loads of a turn are issued before the products of the one before, and the first weights
 // are on their way before the kernel that makes the inputs has ended.
-template <typename T, int WEIGHT_TILES, int INPUT_TILES, typename Operands>
-__device__ inline void sum_warp(const Operands &operands, float (&sums)[WEIGHT_TILES][INPUT_TILES][4]) {
-  using WarpTurn = Turn<T, WEIGHT_TILES, INPUT_TILES>;
+template <typename T, int INPUT_TILES, typename Operands>
+__device__ inline void sum_warp(const Operands &operands, float (&sums)[INPUT_TILES][4]) {
+  using WarpTurn = Turn<T, INPUT_TILES>;
   constexpr uint32_t STRIDE = WARPS * WarpTurn::ELEMENTS;
   uint32_t k = threadIdx.x / WARP_THREADS * WarpTurn::ELEMENTS;
   WarpTurn even;
   WarpTurn odd;
   even.load_weights(operands, k);
+  prefetch_weights(operands, STRIDE);
   wait_for_predecessor();
+  start_successor();
   if (k >= operands.in_features) {
     return;
   }
@@ -128,21 +152,18 @@ __device__ inline void sum_warp(const Operands &operands, float (&sums)[WEIGHT_T
 }
 
 // The sums of a block, of all its warps.
-template <int WEIGHT_TILES, int INPUT_TILES> struct BlockSums {
+template <int INPUT_TILES> struct BlockSums {
   // The last dimension is padded against bank conflicts.
-  float warps[WARPS][8 * INPUT_TILES][16 * WEIGHT_TILES + 4];
+  float warps[WARPS][8 * INPUT_TILES][WEIGHT_ROWS + 4];
 
-  __device__ inline void store(const float (&sums)[WEIGHT_TILES][INPUT_TILES][4]) {
+  __device__ inline void store(const float (&sums)[INPUT_TILES][4]) {
     const int lane = threadIdx.x % WARP_THREADS;
     const int warp = threadIdx.x / WARP_THREADS;
 #pragma unroll
-    for (int w = 0; w < WEIGHT_TILES; w++) {
+    for (int i = 0; i < INPUT_TILES; i++) {
 #pragma unroll
-      for (int i = 0; i < INPUT_TILES; i++) {
-#pragma unroll
-        for (int c = 0; c < 4; c++) {
-          warps[warp][8 * i + lane % 4 * 2 + c % 2][16 * w + lane / 4 + c / 2 * 8] = sums[w][i][c];
-        }
+      for (int c = 0; c < 4; c++) {
+        warps[warp][8 * i + lane % 4 * 2 + c % 2][lane / 4 + c / 2 * 8] = sums[i][c];
       }
     }
   }

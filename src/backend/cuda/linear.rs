@@ -12,6 +12,8 @@ use crate::backend::{Activation, BackendResult, DType, Gating};
 /// Most rows that the own kernels take.
 pub(super) const MAX_SKINNY_ROWS: usize = 16;
 const THREADS: u32 = 256;
+/// Rows of the weights in one of their blocks.
+pub(super) const WEIGHT_ROWS: usize = 16;
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
@@ -31,10 +33,9 @@ const _: () = assert!(size_of::<SkinnyLinearParams>() == 48);
 // SAFETY: `repr(C)`, mirrors SkinnyLinearParams in linear.cu.
 unsafe impl Params for SkinnyLinearParams {}
 
-/// Kernels for up to `max_rows` rows whose blocks take `weight_rows` rows of the weights.
+/// Kernels for up to `max_rows` rows.
 struct Skinny {
     max_rows: usize,
-    weight_rows: usize,
     /// Out in the type of the weights.
     same: PerDType<Kernel<SkinnyLinearParams>>,
     /// Out in single precision.
@@ -45,7 +46,7 @@ struct Skinny {
 }
 
 impl Skinny {
-    fn new(gpu: &Gpu, modules: &Modules, max_rows: usize, weight_rows: usize) -> BackendResult<Skinny> {
+    fn new(gpu: &Gpu, modules: &Modules, max_rows: usize) -> BackendResult<Skinny> {
         let kernels = |operation: &str, suffix: &str| {
             PerDType::try_new(|dtype| {
                 modules.kernel(gpu, "linear", &format!("skinny_{operation}_{dtype}{suffix}_{max_rows}"))
@@ -53,7 +54,6 @@ impl Skinny {
         };
         Ok(Skinny {
             max_rows,
-            weight_rows,
             same: kernels("linear", "")?,
             single: kernels("linear", "_f32")?,
             plain: kernels("plain", "")?,
@@ -113,7 +113,7 @@ pub(super) struct Linear {
 
 impl Linear {
     pub(super) fn new(gpu: &Gpu, modules: &Modules, cublas: CublasLt) -> BackendResult<Linear> {
-        let skinny = [Skinny::new(gpu, modules, 8, 16)?, Skinny::new(gpu, modules, MAX_SKINNY_ROWS, 32)?];
+        let skinny = [Skinny::new(gpu, modules, 8)?, Skinny::new(gpu, modules, MAX_SKINNY_ROWS)?];
         let hopper = HopperLinear::new(gpu, modules)?;
         Ok(Linear { skinny, hopper, cublas, choices: Choices::new(), forced: None })
     }
@@ -209,10 +209,10 @@ fn run_skinny(
     activation: Option<FusedActivation>,
 ) -> BackendResult<()> {
     let (kernels, features) = match activation.map(|activation| activation.gating) {
-        None if shape.out_dtype == DType::F32 => (&skinny.single, skinny.weight_rows),
-        None => (&skinny.same, skinny.weight_rows),
-        Some(Gating::Plain) => (&skinny.plain, skinny.weight_rows),
-        Some(Gating::Gated) => (&skinny.gated, skinny.weight_rows / 2),
+        None if shape.out_dtype == DType::F32 => (&skinny.single, WEIGHT_ROWS),
+        None => (&skinny.same, WEIGHT_ROWS),
+        Some(Gating::Plain) => (&skinny.plain, WEIGHT_ROWS),
+        Some(Gating::Gated) => (&skinny.gated, WEIGHT_ROWS / 2),
     };
     let params = SkinnyLinearParams {
         input: operands.input,

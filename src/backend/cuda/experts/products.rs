@@ -56,7 +56,7 @@ pub(super) struct TileShape {
 /// Ascending by rows. `shared_bytes` are `ManyShape::SHARED_BYTES` of `experts_many.cuh`.
 pub(super) const TILE_SHAPES: [TileShape; 4] = [
     TileShape { file: "experts_few", rows: 8, weight_rows: 16, threads: 256, shared_bytes: 0 },
-    TileShape { file: "experts_few", rows: 16, weight_rows: 32, threads: 256, shared_bytes: 0 },
+    TileShape { file: "experts_few", rows: 16, weight_rows: 16, threads: 256, shared_bytes: 0 },
     TileShape { file: "experts_many", rows: 64, weight_rows: 128, threads: 128, shared_bytes: 98_304 },
     TileShape { file: "experts_many", rows: 128, weight_rows: 128, threads: 128, shared_bytes: 98_304 },
 ];
