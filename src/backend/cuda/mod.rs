@@ -131,7 +131,7 @@ impl Kernels {
             embed: Embed::new(gpu, modules)?,
             norms: Norms::new(gpu, modules)?,
             rope: Rope::new(gpu, modules)?,
-            qkv: QkvProducts::new(),
+            qkv: QkvProducts::new(gpu, modules)?,
             attention: Attention::new(gpu, modules)?,
             activations: Activations::new(gpu, modules)?,
             linear: Linear::new(gpu, modules, cublas)?,
