@@ -5,6 +5,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::copies::{Copies, Pieces};
 use super::driver::{DevicePtr, Event, Gpu, Kernel, Launch, Params};
 use super::memory::{Arena, Pinned};
 use super::modules::Modules;
@@ -120,8 +121,7 @@ unsafe impl Params for ResetSlotsParams {}
 // SAFETY: `repr(C)`, mirrors PrepareBatchParams in batch.cu.
 unsafe impl Params for PrepareBatchParams {}
 
-/// Byte offsets of the arrays in an upload. The block tables come last, since their length varies most; resets
-/// follow in a copy of their own, which most steps do not need.
+/// Byte offsets of the arrays in an upload and on the device. Of each, what the batch fills is copied.
 #[derive(Debug, Clone, Copy, Default)]
 struct UploadLayout {
     slots: usize,
@@ -239,6 +239,9 @@ pub(super) struct StepState {
     num_shares: usize,
     uploads: Vec<Upload>,
     next_upload: usize,
+    /// Of the upload that is being written.
+    pieces: Pieces,
+    copies: Copies,
     resets: Vec<SlotReset>,
     slot_seen: Vec<bool>,
     reset_slots: Kernel<ResetSlotsParams>,
@@ -305,6 +308,8 @@ impl StepState {
             num_shares: first_num_shares,
             uploads: (0..NUM_UPLOADS).map(|_| upload()).collect::<BackendResult<_>>()?,
             next_upload: 0,
+            pieces: Pieces::default(),
+            copies: Copies::new(gpu, modules)?,
             resets: Vec::new(),
             slot_seen: vec![false; limits.max_slots],
             reset_slots: modules.kernel(gpu, "batch", "reset_slots")?,
@@ -368,17 +373,15 @@ impl StepState {
             num_prompt_tiles: self.batch.plan.prompt_tiles.len() as u32,
             reserved: [0; 2],
         };
-        let num_bytes = pack(upload.pinned.bytes_mut(), &self.layout, &header, batch, &self.batch.plan);
-        let resets_bytes =
-            put(upload.pinned.bytes_mut(), self.layout.resets, &self.resets) - self.layout.resets;
+        self.pieces.clear();
+        let mut packing = Packing { bytes: upload.pinned.bytes_mut(), pieces: &mut self.pieces };
+        packing.put(0, std::slice::from_ref(&header));
+        packing.put_batch(&self.layout, batch, &self.batch.plan);
+        packing.put(self.layout.resets, &self.resets);
+        let copied = (self.arrays.header, upload.pinned.device_ptr());
         // SAFETY: pinned memory that is not written again before `copied` has passed; the device's arrays have
         // the same layout.
-        unsafe {
-            gpu.upload(self.arrays.header, upload.pinned.as_ptr(), num_bytes)?;
-            if resets_bytes > 0 {
-                gpu.upload(self.resets_start, upload.pinned.as_ptr().add(self.layout.resets), resets_bytes)?;
-            }
-        }
+        unsafe { self.copies.run(gpu, "load_batch", copied, &self.pieces)? };
         upload.copied.record(gpu)?;
         let (header, slot_states) = (self.arrays.header, self.slot_states);
         let resets = ResetSlotsParams { header, resets: self.resets_start, slot_states };
@@ -472,32 +475,33 @@ impl StepState {
     }
 }
 
-/// Writes every array but the resets; returns the end of the last.
-fn pack(
-    bytes: &mut [u8],
-    layout: &UploadLayout,
-    header: &StepHeader,
-    batch: &Batch,
-    plan: &AttentionPlan,
-) -> usize {
-    put(bytes, 0, std::slice::from_ref(header));
-    put(bytes, layout.slots, &batch.slots);
-    put(bytes, layout.query_starts, &batch.query_starts);
-    put(bytes, layout.context_lens, &batch.context_lens);
-    put(bytes, layout.block_starts, &batch.block_starts);
-    put(bytes, layout.sampled_rows, &batch.sampled_rows);
-    put(bytes, layout.decode_items, &plan.decode_items);
-    put(bytes, layout.decode_shares, &plan.decode_shares);
-    put(bytes, layout.prompt_tiles, &plan.prompt_tiles);
-    put(bytes, layout.tokens, &batch.tokens);
-    put(bytes, layout.block_tables, &batch.block_tables)
+/// An upload that is being written.
+struct Packing<'a> {
+    bytes: &'a mut [u8],
+    pieces: &'a mut Pieces,
 }
 
-/// Writes `values` at `offset`; returns their end.
-fn put<T: Pod>(bytes: &mut [u8], offset: usize, values: &[T]) -> usize {
-    let source: &[u8] = bytemuck::cast_slice(values);
-    bytes[offset..offset + source.len()].copy_from_slice(source);
-    offset + source.len()
+impl Packing<'_> {
+    /// Writes every array but header and resets.
+    fn put_batch(&mut self, layout: &UploadLayout, batch: &Batch, plan: &AttentionPlan) {
+        self.put(layout.slots, &batch.slots);
+        self.put(layout.query_starts, &batch.query_starts);
+        self.put(layout.context_lens, &batch.context_lens);
+        self.put(layout.block_starts, &batch.block_starts);
+        self.put(layout.sampled_rows, &batch.sampled_rows);
+        self.put(layout.decode_items, &plan.decode_items);
+        self.put(layout.decode_shares, &plan.decode_shares);
+        self.put(layout.prompt_tiles, &plan.prompt_tiles);
+        self.put(layout.tokens, &batch.tokens);
+        self.put(layout.block_tables, &batch.block_tables);
+    }
+
+    /// Writes `values` at `offset`.
+    fn put<T: Pod>(&mut self, offset: usize, values: &[T]) {
+        let source: &[u8] = bytemuck::cast_slice(values);
+        self.bytes[offset..offset + source.len()].copy_from_slice(source);
+        self.pieces.add(offset, source.len());
+    }
 }
 
 /// Checks `[num_rows + 1]` ascending starts from 0 to `end`.

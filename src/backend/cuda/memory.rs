@@ -107,6 +107,11 @@ impl Pinned {
         self.start
     }
 
+    /// Where kernels find the bytes: devices share the host's addresses.
+    pub(super) fn device_ptr(&self) -> DevicePtr {
+        self.start as DevicePtr
+    }
+
     pub(super) fn as_mut_ptr(&mut self) -> *mut u8 {
         self.start
     }

@@ -12,6 +12,7 @@ mod activation;
 mod attention;
 mod batch;
 mod choice;
+mod copies;
 mod cublas;
 mod driver;
 mod embed;

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use bytemuck::{Pod, Zeroable};
 
 use super::batch::{DeviceSlot, LAST_TOKEN_OFFSET, SlotFlags, StepState};
+use super::copies::{Copies, Pieces};
 use super::driver::{DevicePtr, Event, Gpu, Kernel, Launch, Params};
 use super::history::{self, Histories, MAX_EDITS};
 use super::memory::{Arena, Pinned};
@@ -100,8 +101,16 @@ pub(super) struct Sampler {
     device_logprobs: DevicePtr,
     results: Vec<Results>,
     next_results: usize,
+    /// Of the results that are sent.
+    pieces: Pieces,
+    copies: Copies,
     pending: VecDeque<Pending>,
     max_slots: usize,
+}
+
+/// Where log-probabilities start among results.
+fn logprobs_offset(max_slots: usize) -> usize {
+    (max_slots * size_of::<SampledRow>()).next_multiple_of(16)
 }
 
 impl Sampler {
@@ -111,7 +120,8 @@ impl Sampler {
     }
 
     fn results_bytes(limits: &BackendLimits) -> u64 {
-        (limits.max_slots * (size_of::<SampledRow>() + LOGPROBS_PER_ROW * size_of::<Logprob>())) as u64
+        let logprobs_bytes = limits.max_slots * LOGPROBS_PER_ROW * size_of::<Logprob>();
+        (logprobs_offset(limits.max_slots) + logprobs_bytes.next_multiple_of(16)) as u64
     }
 
     pub(super) fn new(
@@ -121,7 +131,6 @@ impl Sampler {
         limits: &BackendLimits,
     ) -> BackendResult<Sampler> {
         let BackendLimits { max_slots, vocab_size, .. } = *limits;
-        let rows_bytes = max_slots * size_of::<SampledRow>();
         let device_rows = arena.alloc(gpu, Self::results_bytes(limits), "sampled rows")?;
         // Rows that the host samples are copied to it too, and must not be anything.
         gpu.fill(device_rows, 0, Self::results_bytes(limits))?;
@@ -137,9 +146,11 @@ impl Sampler {
             host_row: Pinned::new(gpu, 4 * (vocab_size + max_slots))?,
             vocab_size,
             device_rows,
-            device_logprobs: device_rows + rows_bytes as u64,
+            device_logprobs: device_rows + logprobs_offset(max_slots) as u64,
             results: (0..MAX_PENDING).map(|_| results()).collect::<BackendResult<_>>()?,
             next_results: 0,
+            pieces: Pieces::default(),
+            copies: Copies::new(gpu, modules)?,
             pending: VecDeque::with_capacity(MAX_PENDING),
             max_slots,
         })
@@ -237,16 +248,15 @@ impl Sampler {
         }
         let has_logprobs = slots.iter().any(|&slot| self.slots[slot as usize].has_logprobs);
         let results = &mut self.results[self.next_results];
-        let rows_bytes = slots.len() * size_of::<SampledRow>();
-        let logprobs_offset = self.max_slots * size_of::<SampledRow>();
-        // SAFETY: pinned memory with the layout of the device's results, which nobody reads before `copied`.
-        unsafe {
-            gpu.download(results.pinned.as_mut_ptr(), self.device_rows, rows_bytes)?;
-            if has_logprobs {
-                let bytes = slots.len() * LOGPROBS_PER_ROW * size_of::<Logprob>();
-                gpu.download(results.pinned.as_mut_ptr().add(logprobs_offset), self.device_logprobs, bytes)?;
-            }
+        self.pieces.clear();
+        self.pieces.add(0, slots.len() * size_of::<SampledRow>());
+        if has_logprobs {
+            let num_bytes = slots.len() * LOGPROBS_PER_ROW * size_of::<Logprob>();
+            self.pieces.add(logprobs_offset(self.max_slots), num_bytes);
         }
+        let copied = (results.pinned.device_ptr(), self.device_rows);
+        // SAFETY: pinned memory with the layout of the device's results, which nobody reads before `copied`.
+        unsafe { self.copies.run(gpu, "sample", copied, &self.pieces)? };
         results.copied.record(gpu)?;
         self.pending.push_back(Pending {
             results: self.next_results,
@@ -293,8 +303,7 @@ impl Sampler {
         };
         let results = &self.results[pending.results];
         results.copied.wait(check.operation, gpu)?;
-        let (rows_bytes, logprobs_bytes) =
-            results.pinned.bytes().split_at(self.max_slots * size_of::<SampledRow>());
+        let (rows_bytes, logprobs_bytes) = results.pinned.bytes().split_at(logprobs_offset(self.max_slots));
         let rows: &[SampledRow] = bytemuck::cast_slice(rows_bytes);
         let logprobs: &[Logprob] =
             bytemuck::cast_slice(&logprobs_bytes[..self.max_slots * LOGPROBS_PER_ROW * size_of::<Logprob>()]);
