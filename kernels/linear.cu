@@ -41,8 +41,7 @@ template <typename T, Epilogue EPILOGUE> struct LinearOperands {
   }
 
   __device__ inline const T *input(int tile) const {
-    const uint64_t row = min(8 * tile + threadIdx.x % WARP_THREADS / 4, params.rows - 1);
-    return static_cast<const T *>(params.input) + row * params.in_features;
+    return static_cast<const T *>(params.input) + input_row(params.rows, tile) * params.in_features;
   }
 };
 

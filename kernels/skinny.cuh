@@ -43,6 +43,11 @@ __device__ inline uint4 load_streaming(const void *source) {
   return vector;
 }
 
+// Of `rows` input rows, the one that this thread loads of tile `tile`.
+__device__ inline uint64_t input_row(uint32_t rows, int tile) {
+  return min(8 * tile + threadIdx.x % WARP_THREADS / 4, rows - 1);
+}
+
 // Adds one load's products to the sums of a tile.
 template <typename T>
 __device__ inline void multiply(float (&sums)[4], const uint4 &low, const uint4 &high, const uint4 &input) {

@@ -1,6 +1,6 @@
 // The device's view of one step. The host packs every array into one buffer, and a kernel copies what of them is
-// filled; launches
-// depend on the sizes of the arrays alone, so that a captured step can be replayed with other contents.
+// filled; launches depend on the sizes of the arrays alone, so that a captured step can be replayed with other
+// contents.
 
 #pragma once
 

@@ -233,12 +233,14 @@ fn any_number_of_rows() {
     }
 }
 
-/// Rotations of a part of a head and of none, and of heads that no tile holds whole: their rotation follows the
-/// product.
+/// Rotations of a part of a head and of none, of heads that no tile holds whole, and of parts that blocks of few rows
+/// do not hold: their rotation follows the product.
 #[test]
 fn heads_rotate_in_part_or_not_at_all() {
     for case in [
         Case::new((4, 2), 64, 32, Half),
+        Case::new((4, 2), 64, 24, Half),
+        Case::new((4, 2), 64, 24, Interleaved),
         Case::new((4, 2), 80, 80, Half),
         Case::new((4, 2), 128, 32, Interleaved),
         Case::new((4, 2), 96, 96, Interleaved),

@@ -239,8 +239,6 @@ pub(super) struct StepState {
     num_shares: usize,
     uploads: Vec<Upload>,
     next_upload: usize,
-    /// Of the upload that is being written.
-    pieces: Pieces,
     copies: Copies,
     resets: Vec<SlotReset>,
     slot_seen: Vec<bool>,
@@ -308,7 +306,6 @@ impl StepState {
             num_shares: first_num_shares,
             uploads: (0..NUM_UPLOADS).map(|_| upload()).collect::<BackendResult<_>>()?,
             next_upload: 0,
-            pieces: Pieces::default(),
             copies: Copies::new(gpu, modules)?,
             resets: Vec::new(),
             slot_seen: vec![false; limits.max_slots],
@@ -373,15 +370,15 @@ impl StepState {
             num_prompt_tiles: self.batch.plan.prompt_tiles.len() as u32,
             reserved: [0; 2],
         };
-        self.pieces.clear();
-        let mut packing = Packing { bytes: upload.pinned.bytes_mut(), pieces: &mut self.pieces };
+        let mut packing = Packing { bytes: upload.pinned.bytes_mut(), pieces: Pieces::default() };
         packing.put(0, std::slice::from_ref(&header));
         packing.put_batch(&self.layout, batch, &self.batch.plan);
         packing.put(self.layout.resets, &self.resets);
+        let pieces = packing.pieces;
         let copied = (self.arrays.header, upload.pinned.device_ptr());
         // SAFETY: pinned memory that is not written again before `copied` has passed; the device's arrays have
         // the same layout.
-        unsafe { self.copies.run(gpu, "load_batch", copied, &self.pieces)? };
+        unsafe { self.copies.run(gpu, "load_batch", copied, &pieces)? };
         upload.copied.record(gpu)?;
         let (header, slot_states) = (self.arrays.header, self.slot_states);
         let resets = ResetSlotsParams { header, resets: self.resets_start, slot_states };
@@ -478,7 +475,8 @@ impl StepState {
 /// An upload that is being written.
 struct Packing<'a> {
     bytes: &'a mut [u8],
-    pieces: &'a mut Pieces,
+    /// What was written.
+    pieces: Pieces,
 }
 
 impl Packing<'_> {

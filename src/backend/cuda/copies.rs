@@ -36,23 +36,21 @@ unsafe impl Params for CopyPiecesParams {}
 /// vectors of as many.
 #[derive(Debug, Default)]
 pub(super) struct Pieces {
-    pieces: Vec<CopyPiece>,
+    pieces: [CopyPiece; MAX_PIECES],
+    count: usize,
+    num_vectors: usize,
 }
 
 impl Pieces {
     /// Adds `num_bytes` bytes from `offset` on.
     pub(super) fn add(&mut self, offset: usize, num_bytes: usize) {
         debug_assert!(offset.is_multiple_of(VECTOR_BYTES));
-        let end = self.num_vectors() + num_bytes.div_ceil(VECTOR_BYTES);
-        self.pieces.push(CopyPiece { start: (offset / VECTOR_BYTES) as u32, end: end as u32 });
-    }
-
-    pub(super) fn clear(&mut self) {
-        self.pieces.clear();
-    }
-
-    fn num_vectors(&self) -> usize {
-        self.pieces.last().map_or(0, |piece| piece.end as usize)
+        self.num_vectors += num_bytes.div_ceil(VECTOR_BYTES);
+        // One that is too many is refused when they are copied.
+        if let Some(piece) = self.pieces.get_mut(self.count) {
+            *piece = CopyPiece { start: (offset / VECTOR_BYTES) as u32, end: self.num_vectors as u32 };
+        }
+        self.count += 1;
     }
 }
 
@@ -78,20 +76,13 @@ impl Copies {
         (target, source): (DevicePtr, DevicePtr),
         pieces: &Pieces,
     ) -> BackendResult<()> {
-        let num_pieces = pieces.pieces.len();
-        if num_pieces > MAX_PIECES {
-            let message = format!("{num_pieces} pieces to copy, at most {MAX_PIECES}");
+        let Pieces { pieces, count, num_vectors } = *pieces;
+        if count > MAX_PIECES {
+            let message = format!("{count} pieces to copy, at most {MAX_PIECES}");
             return Err(BackendError::InvalidArgument { operation, message });
         }
-        let mut params = CopyPiecesParams {
-            source,
-            target,
-            num_pieces: num_pieces as u32,
-            reserved: 0,
-            pieces: [CopyPiece::default(); MAX_PIECES],
-        };
-        params.pieces[..num_pieces].copy_from_slice(&pieces.pieces);
-        let blocks = to_u32(operation, pieces.num_vectors().div_ceil(THREADS))?;
+        let params = CopyPiecesParams { source, target, num_pieces: count as u32, reserved: 0, pieces };
+        let blocks = to_u32(operation, num_vectors.div_ceil(THREADS))?;
         gpu.launch(operation, &self.copy_pieces, Launch::new(blocks, THREADS as u32), &params)
     }
 }

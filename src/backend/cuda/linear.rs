@@ -11,8 +11,9 @@ use crate::backend::{Activation, BackendResult, DType, Gating};
 
 /// Most rows that the own kernels take.
 pub(super) const MAX_SKINNY_ROWS: usize = 16;
-const THREADS: u32 = 256;
-/// Rows of the weights in one of their blocks.
+/// Threads of one of their blocks, and the rows of the weights that it takes; of all kernels that are made of
+/// `kernels/skinny.cuh`.
+pub(super) const THREADS: u32 = 256;
 pub(super) const WEIGHT_ROWS: usize = 16;
 
 #[repr(C)]
@@ -184,7 +185,7 @@ impl Linear {
             return library(gpu, &mut self.cublas);
         }
         let gating = activation.map(|activation| activation.gating);
-        let weight_rows = gating.map_or(shape.out_features, |gating| gating.input_width(shape.out_features));
+        let weight_rows = weight_rows(shape, gating);
         let Linear { hopper, cublas, choices, forced, .. } = self;
         let mut run = |way: Way| match (way, &*hopper) {
             (Way::Tiles(columns), Some(hopper)) => hopper.run(gpu, check, columns, product, activation),
@@ -200,6 +201,11 @@ impl Linear {
     }
 }
 
+/// Rows of the weights of a product whose `out_features` are those after its activation.
+fn weight_rows(shape: ProductShape, gating: Option<Gating>) -> usize {
+    gating.map_or(shape.out_features, |gating| gating.input_width(shape.out_features))
+}
+
 fn run_skinny(
     gpu: &Gpu,
     check: Checker,
@@ -208,11 +214,12 @@ fn run_skinny(
     operands: Operands,
     activation: Option<FusedActivation>,
 ) -> BackendResult<()> {
-    let (kernels, features) = match activation.map(|activation| activation.gating) {
-        None if shape.out_dtype == DType::F32 => (&skinny.single, WEIGHT_ROWS),
-        None => (&skinny.same, WEIGHT_ROWS),
-        Some(Gating::Plain) => (&skinny.plain, WEIGHT_ROWS),
-        Some(Gating::Gated) => (&skinny.gated, WEIGHT_ROWS / 2),
+    let gating = activation.map(|activation| activation.gating);
+    let kernels = match gating {
+        None if shape.out_dtype == DType::F32 => &skinny.single,
+        None => &skinny.same,
+        Some(Gating::Plain) => &skinny.plain,
+        Some(Gating::Gated) => &skinny.gated,
     };
     let params = SkinnyLinearParams {
         input: operands.input,
@@ -224,6 +231,6 @@ fn run_skinny(
         function: activation.map_or(0, |activation| activation_number(activation.function)),
         bias: activation.map_or(0, |activation| activation.bias),
     };
-    let blocks = to_u32(check.operation, shape.out_features.div_ceil(features))?;
+    let blocks = to_u32(check.operation, weight_rows(shape, gating).div_ceil(WEIGHT_ROWS))?;
     gpu.launch(check.operation, kernels.get(shape.dtype), Launch::overlapping(blocks, THREADS), &params)
 }

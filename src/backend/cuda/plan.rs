@@ -9,6 +9,7 @@ use crate::backend::Batch;
 pub(super) const TILE_TOKENS: usize = 128;
 /// Keys are dealt in units of this many, the smallest share.
 const UNIT_KEYS: usize = 64;
+
 /// Keys `first_key..end_key` of a row with one query token.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]

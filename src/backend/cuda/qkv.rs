@@ -5,14 +5,12 @@
 use super::choice::{self, Choices, Way};
 use super::cublas::{Operands, ProductShape};
 use super::driver::{DevicePtr, Gpu, Kernel, Launch, Params};
-use super::linear::{Linear, MAX_SKINNY_ROWS, WEIGHT_ROWS};
+use super::linear::{self, Linear, MAX_SKINNY_ROWS, WEIGHT_ROWS};
 use super::linear_sm90::{HopperLinear, TILE_COLUMNS};
 use super::modules::{Modules, PerDType};
 use super::rope::{Rope, RopeParams, Rotation, RotationForm};
 use super::tensor::{Checker, to_u32};
 use crate::backend::{BackendResult, RopePairing};
-
-const THREADS: u32 = 256;
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
@@ -71,7 +69,7 @@ impl Few {
             rope: rotation.params,
         };
         let blocks = to_u32(check.operation, shape.out_features / WEIGHT_ROWS)?;
-        let launch = Launch::overlapping(blocks, THREADS);
+        let launch = Launch::overlapping(blocks, linear::THREADS);
         gpu.launch(check.operation, kernels.get(shape.dtype), launch, &params)
     }
 }

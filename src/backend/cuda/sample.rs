@@ -101,8 +101,6 @@ pub(super) struct Sampler {
     device_logprobs: DevicePtr,
     results: Vec<Results>,
     next_results: usize,
-    /// Of the results that are sent.
-    pieces: Pieces,
     copies: Copies,
     pending: VecDeque<Pending>,
     max_slots: usize,
@@ -149,7 +147,6 @@ impl Sampler {
             device_logprobs: device_rows + logprobs_offset(max_slots) as u64,
             results: (0..MAX_PENDING).map(|_| results()).collect::<BackendResult<_>>()?,
             next_results: 0,
-            pieces: Pieces::default(),
             copies: Copies::new(gpu, modules)?,
             pending: VecDeque::with_capacity(MAX_PENDING),
             max_slots,
@@ -248,15 +245,15 @@ impl Sampler {
         }
         let has_logprobs = slots.iter().any(|&slot| self.slots[slot as usize].has_logprobs);
         let results = &mut self.results[self.next_results];
-        self.pieces.clear();
-        self.pieces.add(0, slots.len() * size_of::<SampledRow>());
+        let mut pieces = Pieces::default();
+        pieces.add(0, slots.len() * size_of::<SampledRow>());
         if has_logprobs {
             let num_bytes = slots.len() * LOGPROBS_PER_ROW * size_of::<Logprob>();
-            self.pieces.add(logprobs_offset(self.max_slots), num_bytes);
+            pieces.add(logprobs_offset(self.max_slots), num_bytes);
         }
         let copied = (results.pinned.device_ptr(), self.device_rows);
         // SAFETY: pinned memory with the layout of the device's results, which nobody reads before `copied`.
-        unsafe { self.copies.run(gpu, "sample", copied, &self.pieces)? };
+        unsafe { self.copies.run(gpu, "sample", copied, &pieces)? };
         results.copied.record(gpu)?;
         self.pending.push_back(Pending {
             results: self.next_results,

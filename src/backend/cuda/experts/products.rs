@@ -55,8 +55,8 @@ pub(super) struct TileShape {
 
 /// Ascending by rows. `shared_bytes` are `ManyShape::SHARED_BYTES` of `experts_many.cuh`.
 pub(super) const TILE_SHAPES: [TileShape; 4] = [
-    TileShape { file: "experts_few", rows: 8, weight_rows: 16, threads: 256, shared_bytes: 0 },
-    TileShape { file: "experts_few", rows: 16, weight_rows: 16, threads: 256, shared_bytes: 0 },
+    TileShape::few(8),
+    TileShape::few(16),
     TileShape { file: "experts_many", rows: 64, weight_rows: 128, threads: 128, shared_bytes: 98_304 },
     TileShape { file: "experts_many", rows: 128, weight_rows: 128, threads: 128, shared_bytes: 98_304 },
 ];
@@ -72,6 +72,12 @@ const HOPPER_SHAPE: TileShape = TileShape {
 };
 
 impl TileShape {
+    /// Tiles that read weights as products of few rows do.
+    const fn few(rows: usize) -> TileShape {
+        let (weight_rows, threads) = (linear::WEIGHT_ROWS, linear::THREADS);
+        TileShape { file: "experts_few", rows, weight_rows, threads, shared_bytes: 0 }
+    }
+
     /// Index of the shape for `rows` rows of which every expert gets `mean_pairs` on average. No expert gets more
     /// than `rows`, so that few rows are sure of one tile per expert.
     pub(super) fn index(rows: usize, mean_pairs: usize) -> usize {
