@@ -165,6 +165,8 @@ template <typename T, Product PRODUCT> struct Consumer {
   __device__ inline void skip() {
     for (uint32_t k = 0; k < params.product.in_features; k += STAGE_K, run++) {
       wait(shared.full(run % STAGES), run / STAGES % 2);
+      // Products meet as a warp; here nothing else does.
+      __syncwarp();
       release(run);
     }
   }

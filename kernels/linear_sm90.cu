@@ -170,6 +170,8 @@ template <typename T, int COLUMNS, typename End> struct Consumer {
   __device__ inline void pass_over() {
     for (uint32_t k = 0; k < end_of_k(params); k += STAGE_K) {
       wait(shared.full(ring.stage), ring.parity);
+      // Products meet as a warp; here nothing else does.
+      __syncwarp();
       release(ring.stage);
       ring.advance();
     }

@@ -235,8 +235,12 @@ impl<B: Backend> Backend for Faulty<B> {
         self.inner.token_quantum(width)
     }
 
-    fn workspace_bytes(&self, limits: &BackendLimits) -> u64 {
-        self.inner.workspace_bytes(limits)
+    fn allocated_bytes(&self, sizes: &[u64]) -> Option<u64> {
+        self.inner.allocated_bytes(sizes)
+    }
+
+    fn workspace_bytes(&self, limits: &BackendLimits, num_kv_blocks: usize) -> u64 {
+        self.inner.workspace_bytes(limits, num_kv_blocks)
     }
 
     fn reserve(&mut self, limits: &BackendLimits) -> BackendResult<()> {

@@ -318,8 +318,14 @@ pub trait Backend: Send + 'static {
         1
     }
 
-    /// Bytes of workspace that the backend keeps for `limits`, beside tensors and cache.
-    fn workspace_bytes(&self, limits: &BackendLimits) -> u64;
+    /// Bytes of memory that allocations of `sizes` bytes, made one after the other, take; `None`: more than 64 bits
+    /// count.
+    fn allocated_bytes(&self, sizes: &[u64]) -> Option<u64> {
+        sizes.iter().try_fold(0u64, |sum, &size| sum.checked_add(size))
+    }
+
+    /// Bytes of workspace that the backend keeps for `limits` and a cache of so many blocks, beside tensors and cache.
+    fn workspace_bytes(&self, limits: &BackendLimits, num_kv_blocks: usize) -> u64;
 
     /// Reserves the workspace and the slots. Called once, before the first batch.
     fn reserve(&mut self, limits: &BackendLimits) -> BackendResult<()>;

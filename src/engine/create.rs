@@ -122,7 +122,11 @@ impl Chosen {
     /// that only the CPU has.
     fn by(options: &EngineOptions) -> Result<Chosen> {
         match Device::parse(&options.device)? {
-            Device::Auto if options.dtype == DTypeChoice::F32 => Ok(Chosen::Cpu),
+            Device::Auto if options.dtype == DTypeChoice::F32 => {
+                let reason = "dtype is f32, which CUDA devices do not compute in";
+                options.logger.log(LogLevel::Info, format_args!("device auto takes the CPU: {reason}"));
+                Ok(Chosen::Cpu)
+            }
             Device::Auto => match Chosen::first_cuda() {
                 // A card without memory to spare is an error that the host can do something about.
                 Err(reason) if reason.status() == Status::DeviceUnavailable => {

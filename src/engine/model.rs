@@ -32,6 +32,12 @@ pub(super) fn load<B: Backend>(target: Target<B>, options: &EngineOptions) -> Re
     let spec = load_spec_from(&checkpoint, options.spec_path.as_deref())?;
     let Sizes { config, memory } = Sizes::choose(&target, &spec, options)?;
     check_fit(&memory, options, target.shares_host_memory)?;
+    if memory.max_model_len < config.max_model_len as u64 {
+        let (tokens, wanted) = (memory.max_model_len, config.max_model_len);
+        let message =
+            format_args!("contexts end at {tokens} tokens, not {wanted}: the KV cache has no room for more");
+        options.logger.log(LogLevel::Warn, message);
+    }
     if let Some(choice) = rope::choice(&spec, config.max_model_len) {
         options.logger.log(LogLevel::Info, format_args!("{choice}"));
     }
@@ -110,17 +116,26 @@ impl Sizes {
         };
         let smallest = memory_plan(backend, spec, &config)?;
         let available_bytes = backend.available_bytes().unwrap_or(0);
+        let block_bytes = config.kv_layout(&spec.stored_by(backend)).block_bytes().unwrap_or(u64::MAX).max(1);
         let budget = CacheBudget {
-            block_bytes: smallest.kv_cache_bytes,
-            other_bytes: smallest.total_bytes() - smallest.kv_cache_bytes,
+            block_bytes,
+            other_bytes: smallest.total_bytes().saturating_sub(block_bytes),
             full_blocks: (max_model_len.div_ceil(config.kv_block_size) as u64)
                 .saturating_mul(options.max_num_sequences as u64),
             available_bytes,
             shares_host_memory: target.shares_host_memory,
         };
-        let num_kv_blocks = budget.num_blocks(options)?;
-        let config = DecoderConfig { num_kv_blocks: num_kv_blocks as usize, ..config };
-        let chosen = memory_plan(backend, spec, &config)?;
+        let plan_with = |num_kv_blocks: u64| {
+            let config = DecoderConfig { num_kv_blocks: num_kv_blocks as usize, ..config };
+            memory_plan(backend, spec, &config).map(|plan| (num_kv_blocks, config, plan))
+        };
+        let mut planned = plan_with(budget.num_blocks(options)?)?;
+        // What grows with the cache, and how allocations are rounded, shows in the plan alone.
+        let excess = planned.2.total_bytes().saturating_sub(options.memory_limit_bytes);
+        if options.kv_cache_bytes == 0 && options.memory_limit_bytes > 0 && excess > 0 {
+            planned = plan_with(planned.0.saturating_sub(excess.div_ceil(block_bytes)).max(1))?;
+        }
+        let (num_kv_blocks, config, chosen) = planned;
         let total_bytes = chosen.total_bytes();
         let is_within = |limit: u64| limit == 0 || total_bytes <= limit;
         let memory = MemoryPlan {
@@ -150,9 +165,9 @@ pub(super) struct CacheBudget {
 }
 
 impl CacheBudget {
-    /// Most bytes that the cache takes where the options set neither its size nor a limit. Of memory that is the
-    /// host's too, a quarter: the host wants to live. Of a device's own, what weights and workspace leave of nine
-    /// tenths: it is there to be used, but the driver, compiled graphs and other processes need some.
+    /// Most bytes that the cache takes where the options do not set its size. Of memory that is the host's too, a
+    /// quarter: the host wants to live. Of a device's own, what weights and workspace leave of nine tenths: it is there
+    /// to be used, but the driver, compiled graphs and other processes need some.
     fn default_bytes(&self) -> u64 {
         match self.shares_host_memory {
             true => self.available_bytes / 4,
@@ -160,9 +175,8 @@ impl CacheBudget {
         }
     }
 
-    /// The blocks asked for, or as many as can be of use within the limit, at least one. Without a limit the
-    /// cache takes at most its share of the memory that is free. Fails where more than [`MAX_KV_BLOCKS`] are asked
-    /// for.
+    /// The blocks asked for, or as many as can be of use within its share of the memory that is free and within the
+    /// limit, at least one. Fails where more than [`MAX_KV_BLOCKS`] are asked for.
     pub(super) fn num_blocks(&self, options: &EngineOptions) -> Result<u64> {
         let num_blocks = if options.kv_cache_bytes > 0 {
             let num_blocks = options.kv_cache_bytes / self.block_bytes;
@@ -174,14 +188,14 @@ impl CacheBudget {
                 )));
             }
             num_blocks
-        } else if options.memory_limit_bytes > 0 {
-            let left = options.memory_limit_bytes.saturating_sub(self.other_bytes);
-            self.full_blocks.min(left / self.block_bytes)
-        } else if self.available_bytes > 0 {
-            let left = self.default_bytes();
-            self.full_blocks.min(left / self.block_bytes)
         } else {
-            self.full_blocks
+            let limit = options.memory_limit_bytes;
+            let left = [
+                (limit > 0).then(|| limit.saturating_sub(self.other_bytes)),
+                (self.available_bytes > 0).then(|| self.default_bytes()),
+            ];
+            let left_blocks = left.into_iter().flatten().map(|bytes| bytes / self.block_bytes);
+            left_blocks.fold(self.full_blocks, u64::min)
         };
         Ok(num_blocks.clamp(1, MAX_KV_BLOCKS))
     }
@@ -274,9 +288,13 @@ mod tests {
     fn options_come_before_shares() {
         for is_host in [true, false] {
             assert_eq!(num_blocks(budget(is_host, 1000), |options| options.kv_cache_bytes = 999), 99);
-            assert_eq!(num_blocks(budget(is_host, 1000), |options| options.memory_limit_bytes = 725), 32);
-            assert_eq!(num_blocks(budget(is_host, 1000), |options| options.memory_limit_bytes = 300), 1);
+            assert_eq!(num_blocks(budget(is_host, 10_000), |options| options.memory_limit_bytes = 725), 32);
+            assert_eq!(num_blocks(budget(is_host, 10_000), |options| options.memory_limit_bytes = 300), 1);
+            assert_eq!(num_blocks(budget(is_host, 0), |options| options.memory_limit_bytes = 725), 32);
         }
+        // A limit above what is free asks for no more than without one.
+        assert_eq!(num_blocks(budget(true, 1000), |options| options.memory_limit_bytes = 5000), 25);
+        assert_eq!(num_blocks(budget(false, 1000), |options| options.memory_limit_bytes = 5000), 50);
     }
 
     #[test]

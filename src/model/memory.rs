@@ -42,31 +42,49 @@ pub fn memory_plan<B: Backend>(
     config.check(spec)?;
     let stored = spec.stored_by(backend);
     let kv_layout = config.kv_layout(&stored);
-    let kv_cache_bytes = kv_layout
-        .block_bytes()
-        .and_then(|bytes| bytes.checked_mul(kv_layout.num_blocks as u64))
-        .ok_or_else(|| too_large("the number of KV blocks"))?;
+    let kv_cache_size =
+        kv_layout.block_bytes().and_then(|bytes| bytes.checked_mul(kv_layout.num_blocks as u64));
+    let rope_table_sizes: Option<Vec<u64>> =
+        rope_tables(spec, config).iter().map(BufferShape::num_bytes).collect();
     let dtype = backend.activation_dtype(config.weight_dtype);
-    let activations_bytes = Activations::plan(&stored, &config.limits, dtype)
-        .num_bytes()
-        .ok_or_else(|| too_large("the number of tokens or sequences in a batch"))?;
-    let memory = DecoderMemory {
-        weights_bytes: Weights::plan_stored(spec, &stored, config.weight_dtype).num_bytes(),
-        kv_cache_bytes,
-        activations_bytes,
-        rope_table_bytes: rope_tables(spec, config)
-            .iter()
-            .try_fold(0u64, |sum, shape| sum.checked_add(shape.num_bytes()?))
-            .ok_or_else(|| too_large("the longest context"))?,
-        workspace_bytes: backend.workspace_bytes(&config.limits)
-            + expert_limits(&stored, &config.limits)
-                .map_or(0, |limits| backend.expert_workspace_bytes(&limits)),
+    let activation_sizes = Activations::plan(&stored, &config.limits, dtype).sizes();
+    let workspace_sizes = [
+        Some(backend.workspace_bytes(&config.limits, kv_layout.num_blocks)),
+        expert_limits(&stored, &config.limits).map(|limits| backend.expert_workspace_bytes(&limits)),
+    ];
+    let mut buffers = Buffers { backend, sizes: Vec::new(), bytes: 0 };
+    let mut taken = |what: &str, sizes: Option<Vec<u64>>| {
+        sizes.and_then(|sizes| buffers.take(sizes)).ok_or_else(|| too_large(what))
     };
-    [memory.kv_cache_bytes, memory.activations_bytes, memory.rope_table_bytes, memory.workspace_bytes]
-        .iter()
-        .try_fold(memory.weights_bytes, |sum, &bytes| sum.checked_add(bytes))
-        .ok_or_else(|| too_large("the total"))?;
-    Ok(memory)
+    // In the order in which they are allocated.
+    Ok(DecoderMemory {
+        weights_bytes: taken(
+            "the model",
+            Some(Weights::plan_stored(spec, &stored, config.weight_dtype).sizes()),
+        )?,
+        rope_table_bytes: taken("the longest context", rope_table_sizes)?,
+        kv_cache_bytes: taken("the number of KV blocks", kv_cache_size.map(|size| vec![size]))?,
+        activations_bytes: taken("the number of tokens or sequences in a batch", activation_sizes)?,
+        workspace_bytes: taken("the total", Some(workspace_sizes.into_iter().flatten().collect()))?,
+    })
+}
+
+/// Buffers that are allocated on `backend` one after the other.
+struct Buffers<'a, B> {
+    backend: &'a B,
+    sizes: Vec<u64>,
+    /// What they take.
+    bytes: u64,
+}
+
+impl<B: Backend> Buffers<'_, B> {
+    /// Bytes that buffers of `sizes` take beside those that are there.
+    fn take(&mut self, sizes: Vec<u64>) -> Option<u64> {
+        self.sizes.extend(sizes);
+        let before = self.bytes;
+        self.bytes = self.backend.allocated_bytes(&self.sizes)?;
+        Some(self.bytes - before)
+    }
 }
 
 /// Shape of a buffer.
@@ -201,14 +219,15 @@ impl Activations<BufferShape> {
         }
     }
 
-    fn num_bytes(self) -> Option<u64> {
-        let mut sum = Some(0u64);
-        let add = |shape: BufferShape| -> Result<(), Infallible> {
-            sum = sum.and_then(|sum| sum.checked_add(shape.num_bytes()?));
+    /// Bytes of the buffers, in the order of [`Activations::try_map`].
+    fn sizes(self) -> Option<Vec<u64>> {
+        let mut sizes = Vec::new();
+        let note = |shape: BufferShape| -> Result<(), Infallible> {
+            sizes.push(shape.num_bytes());
             Ok(())
         };
-        let Ok(_) = self.try_map(add);
-        sum
+        let Ok(_) = self.try_map(note);
+        sizes.into_iter().collect()
     }
 }
 

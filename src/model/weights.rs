@@ -460,11 +460,16 @@ impl Weights<Source> {
         tensors
     }
 
+    /// Bytes of each parameter in the backend, in the order in which they are loaded.
+    pub fn sizes(&self) -> Vec<u64> {
+        let mut sizes = Vec::new();
+        self.for_each(&mut |source| sizes.push(source.num_bytes()));
+        sizes
+    }
+
     /// Bytes of all parameters in the backend.
     pub fn num_bytes(&self) -> u64 {
-        let mut num_bytes = 0;
-        self.for_each(&mut |source| num_bytes += source.num_bytes());
-        num_bytes
+        self.sizes().iter().sum()
     }
 }
 

@@ -1,6 +1,10 @@
 //! Creation, destruction, and batches that do not fit.
 
+use std::io::Write;
+
 use inflight::backend::{Backend, BackendLimits, DType, KvLayout};
+use inflight::format::Checkpoint;
+use inflight::model::{Decoder, DecoderConfig, LoadOptions, load_spec, memory_plan};
 use inflight::{Error, Status};
 
 use crate::rig::*;
@@ -45,10 +49,49 @@ fn the_workspace_is_as_large_as_it_says() {
     let mut gpu = gpu();
     gpu.alloc_kv_cache(&layout()).unwrap();
     let limits = BackendLimits { max_tokens: 8192, max_slots: 512, vocab_size: 128_256 };
-    let before = gpu.allocated_bytes();
+    let before = gpu.taken_bytes();
     gpu.reserve(&limits).unwrap();
-    let (actual, said) = ((gpu.allocated_bytes() - before) as f64, gpu.workspace_bytes(&limits) as f64);
+    let (actual, said) =
+        ((gpu.taken_bytes() - before) as f64, gpu.workspace_bytes(&limits, layout().num_blocks) as f64);
     assert!((actual / said - 1.0).abs() < 0.05, "{actual} bytes, said {said}");
+}
+
+/// Matrices of a megabyte or two, which would fill granules of the driver's memory badly one by one.
+#[test]
+fn the_plan_counts_how_small_matrices_are_packed() {
+    let vocab_size = 8192;
+    let mut file = tempfile::Builder::new().suffix(".json").tempfile().unwrap();
+    let description = serde_json::json!({
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": vocab_size,
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": true,
+    });
+    file.write_all(description.to_string().as_bytes()).unwrap();
+    let checkpoint = Checkpoint::random(file.path(), 1);
+    let spec = load_spec(&checkpoint).unwrap();
+    let config = DecoderConfig {
+        weight_dtype: DType::Bf16,
+        kv_dtype: DType::Bf16,
+        num_kv_blocks: 10,
+        kv_block_size: 64,
+        max_model_len: 256,
+        limits: BackendLimits { max_tokens: 128, max_slots: 4, vocab_size },
+    };
+    let plan = memory_plan(&gpu(), &spec, &config).unwrap();
+    let decoder = Decoder::load(gpu(), &spec, &checkpoint, &config, &LoadOptions::default()).unwrap();
+    let taken = decoder.backend().taken_bytes();
+    let error = taken as f64 / plan.total_bytes() as f64 - 1.0;
+    assert!(error.abs() < 0.02, "{taken} bytes taken, {} planned", plan.total_bytes());
 }
 
 #[test]

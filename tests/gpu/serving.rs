@@ -13,7 +13,7 @@ use crate::rig::{Random, is_small};
 const VOCAB: u32 = 2000;
 
 /// Options of an engine on a small Llama; the file that describes it lives as long as the second value.
-fn options() -> (EngineOptions, tempfile::NamedTempFile) {
+pub fn options() -> (EngineOptions, tempfile::NamedTempFile) {
     let mut file = tempfile::Builder::new().suffix(".json").tempfile().unwrap();
     let config = serde_json::json!({
         "architectures": ["LlamaForCausalLM"],

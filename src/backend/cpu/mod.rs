@@ -163,7 +163,7 @@ impl Backend for Cpu {
         host_memory::available_bytes()
     }
 
-    fn workspace_bytes(&self, limits: &BackendLimits) -> u64 {
+    fn workspace_bytes(&self, limits: &BackendLimits, _num_kv_blocks: usize) -> u64 {
         let per_thread = linear::PANEL_BYTES + attention::workspace_bytes(MAX_PLANNED_HEAD_DIM);
         let per_token = size_of::<u32>() + MAX_PLANNED_WIDTH * size_of::<half::bf16>();
         let per_slot = MAX_PLANNED_WIDTH * size_of::<f32>();

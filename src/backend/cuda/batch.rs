@@ -16,6 +16,8 @@ use crate::backend::{BackendLimits, BackendResult, Batch, KvLayout, TOKEN_FROM_S
 /// Uploads that can be under way: one per step in flight and one that is being written.
 const NUM_UPLOADS: usize = 3;
 const THREADS: u32 = 128;
+/// Shares of attention before it has told how many it takes: few, since wide heads have large partial results.
+const FIRST_NUM_SHARES_MAX: usize = 32;
 /// Counters of the blocks of attention whose results are merged.
 pub(super) const ARRIVALS_BYTES: u64 = 128 << 10;
 
@@ -247,9 +249,9 @@ pub(super) struct StepState {
 }
 
 impl StepState {
-    /// Bytes on the device for `limits`, without the block tables, which are 4 bytes per block of the cache.
-    pub(super) fn device_bytes(limits: &BackendLimits, num_multiprocessors: usize) -> u64 {
-        let layout = UploadLayout::new(limits, 0, num_multiprocessors);
+    /// Bytes on the device for `limits` and a cache of `num_blocks` blocks.
+    pub(super) fn device_bytes(limits: &BackendLimits, num_blocks: usize, num_multiprocessors: usize) -> u64 {
+        let layout = UploadLayout::new(limits, num_blocks, num_multiprocessors);
         let derived = 3 * 4 * limits.max_tokens + limits.max_slots * size_of::<DeviceSlot>();
         (layout.num_bytes + derived) as u64 + ARRIVALS_BYTES
     }
@@ -263,7 +265,7 @@ impl StepState {
     ) -> BackendResult<StepState> {
         let num_multiprocessors = gpu.num_multiprocessors() as usize;
         let num_kv_heads = kv_layout.map_or(1, |kv| kv.num_kv_heads).max(1);
-        let first_num_shares = (num_multiprocessors / num_kv_heads).max(1);
+        let first_num_shares = (num_multiprocessors / num_kv_heads).clamp(1, FIRST_NUM_SHARES_MAX);
         let num_blocks = kv_layout.map_or(0, |kv| kv.num_blocks);
         let layout = UploadLayout::new(limits, num_blocks, num_multiprocessors);
         let base = arena.alloc(gpu, layout.num_bytes as u64, "step arrays")?;

@@ -17,6 +17,8 @@ use crate::error::{Error, Result, Status};
 pub(super) const WORKSPACE_BYTES: u64 = 32 << 20;
 /// Candidates that are timed per shape.
 const NUM_CANDIDATES: usize = 16;
+/// Oldest version that is known to run: 13.0.
+const MIN_VERSION: usize = 130_000;
 /// Timed runs per candidate, after one that is not timed.
 const NUM_TIMED_RUNS: usize = 3;
 const OPERATION: &str = "linear";
@@ -61,6 +63,19 @@ pub(super) struct CublasLt {
 // SAFETY: the handle may be used from any thread, by one at a time.
 unsafe impl Send for CublasLt {}
 
+/// Refuses a library that is older than what the kernels were built beside; another one may be found first.
+fn check_version(version: usize) -> Result<()> {
+    if version >= MIN_VERSION {
+        return Ok(());
+    }
+    let (major, minor) = (version / 10_000, version % 10_000 / 100);
+    let message = format!(
+        "the first libcublasLt on the library path is {major}.{minor}, but 13.0 is needed; put the folder of \
+         libcublasLt.so.13 before it (LD_LIBRARY_PATH)"
+    );
+    Err(Error::new(Status::DeviceUnavailable, message))
+}
+
 impl CublasLt {
     /// Whether the library is there.
     pub(super) fn probe() -> Result<()> {
@@ -78,6 +93,8 @@ impl CublasLt {
     /// Opens the library; the workspace is set when memory is reserved.
     pub(super) fn open() -> Result<CublasLt> {
         Self::probe()?;
+        // SAFETY: the library is there and the call takes nothing.
+        check_version(unsafe { sys::cublasLtGetVersion() })?;
         let fail = |error: result::CublasError| {
             Error::new(Status::DeviceUnavailable, format!("opening cuBLASLt failed: {error}"))
         };
@@ -349,4 +366,17 @@ fn check(status: sys::cublasStatus_t) -> BackendResult<()> {
 
 fn invalid<T>(message: String) -> BackendResult<T> {
     Err(BackendError::InvalidArgument { operation: OPERATION, message })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_library_is_named() {
+        assert!(check_version(130_000).is_ok() && check_version(140_205).is_ok());
+        let error = check_version(120_905).unwrap_err();
+        assert_eq!(error.status(), Status::DeviceUnavailable);
+        assert!(error.message().contains("is 12.9"), "{error}");
+    }
 }

@@ -78,6 +78,7 @@ impl Gpu {
         // SAFETY: as above; the stream belongs to the context that is made current.
         unsafe {
             check("entering its context", sys::cuCtxSetCurrent(context))?;
+            relax_captures();
             check("reading priorities", sys::cuCtxGetStreamPriorityRange(&mut least, &mut greatest))?;
             let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
             for stream in [&mut gpu.main_stream, &mut gpu.side_stream] {
@@ -167,13 +168,16 @@ impl Gpu {
         Ok((free as u64, total as u64))
     }
 
-    /// Makes the context current in the calling thread; fails at once where the device is lost.
+    /// Makes the context current in the calling thread, which no longer minds what other threads record; fails at
+    /// once where the device is lost.
     pub(super) fn bind(&self) -> BackendResult<()> {
         if self.is_lost.get() {
             return Err(lost("bind", "it was lost before".to_owned()));
         }
         // SAFETY: the context is retained as long as `self` lives.
-        self.check("bind", unsafe { sys::cuCtxSetCurrent(self.context) })
+        self.check("bind", unsafe { sys::cuCtxSetCurrent(self.context) })?;
+        relax_captures();
+        Ok(())
     }
 
     /// Turns a result into an error of `operation`; sticky ones lose the device.
@@ -390,7 +394,17 @@ impl Fault {
             | CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES
             | CUresult::CUDA_ERROR_INVALID_IMAGE
             | CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
-            | CUresult::CUDA_ERROR_NOT_FOUND => Fault::Arguments,
+            | CUresult::CUDA_ERROR_NOT_FOUND
+            // Someone records a graph, which fails at the worst.
+            | CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+            | CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
+            | CUresult::CUDA_ERROR_STREAM_CAPTURE_MERGE
+            | CUresult::CUDA_ERROR_STREAM_CAPTURE_UNMATCHED
+            | CUresult::CUDA_ERROR_STREAM_CAPTURE_UNJOINED
+            | CUresult::CUDA_ERROR_STREAM_CAPTURE_ISOLATION
+            | CUresult::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT
+            | CUresult::CUDA_ERROR_CAPTURED_EVENT
+            | CUresult::CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD => Fault::Arguments,
             CUresult::CUDA_ERROR_OUT_OF_MEMORY => Fault::Memory,
             _ => Fault::Device,
         }
@@ -521,6 +535,24 @@ impl Drop for Event {
     }
 }
 
+/// Lets the calling thread allocate and wait while other threads record graphs: a thread starts in a mode in which such
+/// calls fail then, and make the recordings fail too, since they could belong to the recorded work. Ours do not.
+/// Says in which mode the thread was.
+pub(super) fn relax_captures() -> sys::CUstreamCaptureMode {
+    exchange_capture_mode(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED)
+}
+
+/// Sets the calling thread's mode and says which it was. A driver that was never initialised has the one that threads
+/// start in.
+pub(super) fn exchange_capture_mode(mode: sys::CUstreamCaptureMode) -> sys::CUstreamCaptureMode {
+    let mut mode = mode;
+    // SAFETY: the pointer is to a local, which the driver reads and writes.
+    match unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut mode) } {
+        CUresult::CUDA_SUCCESS => mode,
+        _ => sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL,
+    }
+}
+
 fn lost(operation: &'static str, message: String) -> BackendError {
     BackendError::DeviceLost { operation, message }
 }
@@ -546,6 +578,7 @@ mod tests {
     fn a_full_device_is_not_a_lost_one() {
         assert_eq!(Fault::of(CUresult::CUDA_ERROR_OUT_OF_MEMORY), Fault::Memory);
         assert_eq!(Fault::of(CUresult::CUDA_ERROR_INVALID_VALUE), Fault::Arguments);
+        assert_eq!(Fault::of(CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED), Fault::Arguments);
         for sticky in [
             CUresult::CUDA_ERROR_ILLEGAL_ADDRESS,
             CUresult::CUDA_ERROR_LAUNCH_FAILED,

@@ -240,6 +240,11 @@ impl Experts {
         Ok(())
     }
 
+    /// Rows of the largest step that can be recorded: it passes in one part.
+    pub(super) fn recorded_rows_max(&self) -> usize {
+        self.workspace.as_ref().map_or(usize::MAX, |(_, layout)| layout.rows)
+    }
+
     /// See [`crate::backend::Backend::mix_experts`].
     pub(super) fn run(&self, gpu: &Gpu, check: Checker, call: MixExperts<'_>) -> BackendResult<()> {
         let Some((limits, layout)) = &self.workspace else {

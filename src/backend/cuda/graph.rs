@@ -31,12 +31,16 @@ impl Graph {
         gpu.check(OPERATION, unsafe { sys::cuStreamBeginCapture_v2(gpu.stream(), mode) })
     }
 
-    /// Ends a recording, whatever became of it.
-    pub(super) fn end_recording(gpu: &Gpu) -> BackendResult<Graph> {
+    /// Ends a recording, whatever became of it; `None` where it was interrupted, as by a host that waited for the whole
+    /// device meanwhile.
+    pub(super) fn end_recording(gpu: &Gpu) -> BackendResult<Option<Graph>> {
         gpu.leave_branch();
         let mut template = ptr::null_mut();
         // SAFETY: the pointer is to a local; a stream that does not record gives an error.
-        gpu.check(OPERATION, unsafe { sys::cuStreamEndCapture(gpu.stream(), &mut template) })?;
+        match unsafe { sys::cuStreamEndCapture(gpu.stream(), &mut template) } {
+            sys::CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED => return Ok(None),
+            result => gpu.check(OPERATION, result)?,
+        }
         let mut exec = ptr::null_mut();
         // SAFETY: the template was just made and is destroyed once; the executable graph does not need it.
         let instantiated = unsafe {
@@ -48,7 +52,7 @@ impl Graph {
         let graph = Graph { exec };
         // SAFETY: graph and stream live, in one context.
         gpu.check(OPERATION, unsafe { sys::cuGraphUpload(graph.exec, gpu.stream()) })?;
-        Ok(graph)
+        Ok(Some(graph))
     }
 
     /// Puts the recorded work on the stream.

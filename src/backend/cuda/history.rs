@@ -57,6 +57,8 @@ struct Chunk {
     pinned: Pinned,
     device: DevicePtr,
     copied: Event,
+    /// Bytes that are on their way.
+    num_used: usize,
 }
 
 pub(super) struct Histories {
@@ -69,7 +71,8 @@ pub(super) struct Histories {
     pub(super) edits: DevicePtr,
     vocab_size: usize,
     chunks: Vec<Chunk>,
-    next_chunk: usize,
+    /// The chunk that is being filled.
+    current: usize,
 }
 
 fn marks_stride(vocab_size: usize) -> usize {
@@ -101,6 +104,7 @@ impl Histories {
                 pinned: Pinned::new(gpu, CHUNK_ENTRIES * 4)?,
                 device,
                 copied: Event::new(gpu, false)?,
+                num_used: 0,
             })
         };
         Ok(Histories {
@@ -110,7 +114,7 @@ impl Histories {
             edits,
             vocab_size,
             chunks: (0..NUM_CHUNKS).map(|_| chunk()).collect::<BackendResult<_>>()?,
-            next_chunk: 0,
+            current: 0,
         })
     }
 
@@ -166,17 +170,24 @@ impl Histories {
         Ok(())
     }
 
-    /// Copies `bytes`, a chunk at most, to `target` or else to the chunk's own place on the device; says where.
+    /// Copies `bytes`, a chunk at most, to `target` or else to the chunk's own place on the device; says where. What is
+    /// small follows what the chunk holds already, so that many slots are reset without waiting for a step that runs.
     fn send(&mut self, gpu: &Gpu, bytes: &[u8], target: Option<DevicePtr>) -> BackendResult<DevicePtr> {
-        let chunk = &mut self.chunks[self.next_chunk];
-        self.next_chunk = (self.next_chunk + 1) % NUM_CHUNKS;
-        chunk.copied.wait("reset_slot", gpu)?;
-        chunk.pinned.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
-        let target = target.unwrap_or(chunk.device);
+        if self.chunks[self.current].num_used + bytes.len() > CHUNK_ENTRIES * 4 {
+            self.current = (self.current + 1) % NUM_CHUNKS;
+            let chunk = &mut self.chunks[self.current];
+            chunk.copied.wait("reset_slot", gpu)?;
+            chunk.num_used = 0;
+        }
+        let chunk = &mut self.chunks[self.current];
+        let place = chunk.num_used..chunk.num_used + bytes.len();
+        chunk.pinned.bytes_mut()[place.clone()].copy_from_slice(bytes);
+        let target = target.unwrap_or(chunk.device + place.start as u64);
         // SAFETY: pinned memory that is not written again before `copied` has passed. Both targets have room for
         // it, and kernels that read the chunk's place come before its next copy in the stream.
-        unsafe { gpu.upload(target, chunk.pinned.as_ptr(), bytes.len())? };
+        unsafe { gpu.upload(target, chunk.pinned.as_ptr().add(place.start), bytes.len())? };
         chunk.copied.record(gpu)?;
+        chunk.num_used = place.end;
         Ok(target)
     }
 }

@@ -10,36 +10,87 @@ use crate::backend::{BackendError, BackendResult};
 
 /// Allocations start at multiples of this.
 const ALIGNMENT: u64 = 256;
-/// Granularity of the driver's allocator; smaller allocations share chunks of this size.
-const CHUNK_BYTES: u64 = 2 << 20;
+/// Granularity of the driver's allocator.
+const GRANULE_BYTES: u64 = 2 << 20;
+/// Allocations of up to half of this share chunks of this size, since each alone would take whole granules.
+const CHUNK_BYTES: u64 = 16 << 20;
+
+/// Where an allocation goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Into a chunk of so many bytes that is its own.
+    Alone(u64),
+    /// To the beginning of a new shared chunk.
+    NewChunk,
+    /// Behind what the shared chunk of this number holds.
+    Behind(usize),
+}
+
+/// How allocations share chunks: what a plan and an arena have in common.
+#[derive(Debug, Default)]
+struct Packing {
+    /// What is left of each shared chunk.
+    free_bytes: Vec<u64>,
+    /// Of all chunks.
+    total_bytes: u64,
+}
+
+impl Packing {
+    /// Takes `bytes` bytes, and says where from and how many they are when aligned; `None` where they cannot be
+    /// counted.
+    fn place(&mut self, bytes: u64) -> Option<(Place, u64)> {
+        let bytes = bytes.max(1).checked_next_multiple_of(ALIGNMENT)?;
+        if bytes > CHUNK_BYTES / 2 {
+            let rounded = bytes.checked_next_multiple_of(GRANULE_BYTES)?;
+            self.total_bytes = self.total_bytes.checked_add(rounded)?;
+            return Some((Place::Alone(rounded), bytes));
+        }
+        if let Some(chunk) = self.free_bytes.iter().position(|&free_bytes| free_bytes >= bytes) {
+            self.free_bytes[chunk] -= bytes;
+            return Some((Place::Behind(chunk), bytes));
+        }
+        self.total_bytes = self.total_bytes.checked_add(CHUNK_BYTES)?;
+        self.free_bytes.push(CHUNK_BYTES - bytes);
+        Some((Place::NewChunk, bytes))
+    }
+}
+
+/// Bytes that an arena takes for allocations of `sizes`, made in this order; `None` where they cannot be counted.
+pub(super) fn packed_bytes(sizes: &[u64]) -> Option<u64> {
+    let mut packing = Packing::default();
+    for &size in sizes {
+        packing.place(size)?;
+    }
+    Some(packing.total_bytes)
+}
 
 /// All device memory of a backend. Nothing is freed before the arena is.
 #[derive(Default)]
 pub(super) struct Arena {
     chunks: Vec<DevicePtr>,
-    total_bytes: u64,
-    /// What is left of the chunk that small allocations share.
-    free_start: DevicePtr,
-    free_bytes: u64,
+    packing: Packing,
+    /// Where what is left of each shared chunk starts.
+    free_starts: Vec<DevicePtr>,
 }
 
 impl Arena {
     /// `bytes` bytes, not initialised.
     pub(super) fn alloc(&mut self, gpu: &Gpu, bytes: u64, what: &str) -> BackendResult<DevicePtr> {
         let out_of_memory = || BackendError::OutOfMemory { what: what.to_owned(), bytes };
-        let bytes = bytes.max(1).checked_next_multiple_of(ALIGNMENT).ok_or_else(out_of_memory)?;
-        if bytes > CHUNK_BYTES / 2 {
-            let rounded = bytes.checked_next_multiple_of(CHUNK_BYTES).ok_or_else(out_of_memory)?;
-            return self.alloc_chunk(gpu, rounded, what);
+        let (place, bytes) = self.packing.place(bytes).ok_or_else(out_of_memory)?;
+        match place {
+            Place::Alone(chunk_bytes) => self.alloc_chunk(gpu, chunk_bytes, what),
+            Place::NewChunk => {
+                let start = self.alloc_chunk(gpu, CHUNK_BYTES, what)?;
+                self.free_starts.push(start + bytes);
+                Ok(start)
+            }
+            Place::Behind(chunk) => {
+                let start = self.free_starts[chunk];
+                self.free_starts[chunk] += bytes;
+                Ok(start)
+            }
         }
-        if self.free_bytes < bytes {
-            self.free_start = self.alloc_chunk(gpu, CHUNK_BYTES, what)?;
-            self.free_bytes = CHUNK_BYTES;
-        }
-        let start = self.free_start;
-        self.free_start += bytes;
-        self.free_bytes -= bytes;
-        Ok(start)
     }
 
     fn alloc_chunk(&mut self, gpu: &Gpu, bytes: u64, what: &str) -> BackendResult<DevicePtr> {
@@ -53,13 +104,12 @@ impl Arena {
             result => gpu.check("alloc", result)?,
         }
         self.chunks.push(start);
-        self.total_bytes += bytes;
         Ok(start)
     }
 
     /// Bytes taken from the device.
     pub(super) fn total_bytes(&self) -> u64 {
-        self.total_bytes
+        self.packing.total_bytes
     }
 
     /// Frees everything, after what runs on the stream has finished.
@@ -126,7 +176,7 @@ impl Pinned {
         unsafe { std::slice::from_raw_parts(self.start, self.num_bytes) }
     }
 
-    /// The bytes, to write; the caller has waited for the device's copies out of them.
+    /// The bytes, to write where the caller has waited for the device's copies out of them.
     pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as for `bytes`, and `self` is borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.start, self.num_bytes) }
@@ -137,5 +187,35 @@ impl Drop for Pinned {
     fn drop(&mut self) {
         // SAFETY: the backend waits for its stream before it drops its buffers; an error changes nothing.
         let _ = unsafe { sys::cuMemFreeHost(self.start.cast()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn small_allocations_share_chunks_and_large_ones_take_granules() {
+        assert_eq!(packed_bytes(&[]), Some(0));
+        assert_eq!(packed_bytes(&[0, 1, 257]), Some(16 * MIB));
+        assert_eq!(packed_bytes(&[8 * MIB, 8 * MIB]), Some(16 * MIB));
+        assert_eq!(packed_bytes(&[8 * MIB, 8 * MIB, 1]), Some(32 * MIB));
+        assert_eq!(packed_bytes(&[8 * MIB + 1]), Some(10 * MIB));
+        // What is left of a shared chunk is still there after a large one and after another chunk.
+        assert_eq!(packed_bytes(&[1, 9 * MIB, 8 * MIB - 256]), Some(26 * MIB));
+        assert_eq!(packed_bytes(&[7 * MIB, 8 * MIB, 8 * MIB, MIB]), Some(32 * MIB));
+        assert_eq!(packed_bytes(&[u64::MAX]), None);
+        assert_eq!(packed_bytes(&[u64::MAX - 4 * MIB, 9 * MIB]), None);
+    }
+
+    /// Thirty layers of a model of 576 elements, whose matrices alone would take 22 % more than they hold.
+    #[test]
+    fn the_matrices_of_a_small_model_lose_little() {
+        let layer = [576 * 960, 576 * 576, 576 * 3072, 1536 * 576].map(|elements| 2 * elements);
+        let sizes: Vec<u64> = std::iter::repeat_n(layer, 30).flatten().collect();
+        let (sum, packed) = (sizes.iter().sum::<u64>(), packed_bytes(&sizes).unwrap());
+        assert!(packed >= sum && (packed as f64) < 1.08 * sum as f64, "{packed} for {sum}");
     }
 }

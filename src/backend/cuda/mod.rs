@@ -197,7 +197,7 @@ impl Cuda {
     }
 
     /// Bytes that the backend has taken from the device.
-    pub fn allocated_bytes(&self) -> u64 {
+    pub fn taken_bytes(&self) -> u64 {
         self.arena.total_bytes()
     }
 
@@ -236,7 +236,6 @@ impl Drop for Cuda {
     fn drop(&mut self) {
         // Waits for the stream first, so that pinned memory, kernels and events can go.
         self.arena.free(&self.gpu);
-        self.modules.unload();
     }
 }
 
@@ -250,11 +249,12 @@ impl Backend for Cuda {
 
     fn supports(&self, feature: Feature) -> bool {
         match feature {
-            Feature::ScoreSoftCap | Feature::Alibi | Feature::Window => true,
-            Feature::QkNorm => true,
+            Feature::ScoreSoftCap | Feature::Alibi | Feature::Window | Feature::QkNorm => true,
             Feature::Experts { num_experts, num_chosen } => experts::supports(num_experts, num_chosen),
             Feature::HeadDim(head_dim) => attention::HEAD_DIMS.contains(&head_dim),
-            Feature::Width(width) => width.is_multiple_of(tensor::VECTOR_ELEMENTS),
+            Feature::Width(width) => {
+                width.is_multiple_of(tensor::VECTOR_ELEMENTS) && width <= norm::WIDTH_MAX
+            }
         }
     }
 
@@ -270,9 +270,13 @@ impl Backend for Cuda {
         width.next_multiple_of(tensor::VECTOR_ELEMENTS)
     }
 
-    fn workspace_bytes(&self, limits: &BackendLimits) -> u64 {
+    fn allocated_bytes(&self, sizes: &[u64]) -> Option<u64> {
+        memory::packed_bytes(sizes)
+    }
+
+    fn workspace_bytes(&self, limits: &BackendLimits, num_kv_blocks: usize) -> u64 {
         let num_multiprocessors = self.gpu.num_multiprocessors() as usize;
-        StepState::device_bytes(limits, num_multiprocessors)
+        StepState::device_bytes(limits, num_kv_blocks, num_multiprocessors)
             + Sampler::device_bytes(limits)
             + SCRATCH_BYTES
             + cublas::WORKSPACE_BYTES

@@ -57,11 +57,13 @@ impl Modules {
         gpu.check("load_kernels", result)?;
         Ok(Kernel { function, params: PhantomData })
     }
+}
 
-    /// Unloads everything, after what runs on the stream has finished.
-    pub(super) fn unload(&mut self) {
+impl Drop for Modules {
+    fn drop(&mut self) {
         for (_, module) in self.modules.drain() {
-            // SAFETY: none of the module's kernels runs or is launched any more; an error changes nothing.
+            // SAFETY: the backend waits for its stream before it drops its modules, so that none of their kernels runs
+            // or is launched any more; an error changes nothing.
             let _ = unsafe { sys::cuModuleUnload(module) };
         }
     }

@@ -8,6 +8,8 @@ use crate::backend::{BackendResult, DType, Delta, Norm, NormKind};
 const MAX_THREADS: usize = 1024;
 /// Vectors per thread of the kernel for wide rows.
 const WIDE_VECTORS: usize = 4;
+/// Elements of the widest row.
+pub(super) const WIDTH_MAX: usize = MAX_THREADS * WIDE_VECTORS * VECTOR_ELEMENTS;
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
@@ -121,7 +123,7 @@ fn params(
         check.tensor("delta", delta.values, dtype, rows, width)?;
     }
     let vectors = width / VECTOR_ELEMENTS;
-    check.require(vectors <= MAX_THREADS * WIDE_VECTORS, || format!("rows of {width} are too wide"))?;
+    check.require(width <= WIDTH_MAX, || format!("rows of {width} are too wide"))?;
     let bias = |name: &str, bias: Option<&Tensor>| check.optional_row(name, bias, width);
     Ok(NormParams {
         residual: residual.data,

@@ -5,7 +5,7 @@ use std::ptr;
 
 use cudarc::driver::sys::{self, CUresult};
 
-use super::driver::describe;
+use super::driver::{describe, exchange_capture_mode, relax_captures};
 use crate::error::{Error, Result, Status};
 
 /// Oldest driver that runs this build's CUDA version, 13.0.
@@ -55,31 +55,33 @@ fn check_version(version: c_int) -> std::result::Result<(), String> {
     ))
 }
 
-/// The context that was current on a thread, which it is again when this is dropped there.
+/// The context that was current on a thread and whether it minds what others record, which are so again when this is
+/// dropped there.
 pub struct HostContext {
-    /// Null where none was; `None` where there is no driver.
-    context: Option<sys::CUcontext>,
+    /// The context, null where none was; `None` where there is no driver.
+    kept: Option<(sys::CUcontext, sys::CUstreamCaptureMode)>,
 }
 
 impl HostContext {
-    /// Keeps the calling thread's context.
+    /// Keeps what the calling thread has. Until the drop, it does not mind what others record.
     pub fn keep() -> HostContext {
         let mut context = ptr::null_mut();
         // SAFETY: the library is looked for before it is called, and the pointer is to a local, which stays null
         // where the call fails because nobody has initialised the driver yet.
-        let context = unsafe {
+        let kept = unsafe {
             sys::is_culib_present().then(|| {
                 let _ = sys::cuCtxGetCurrent(&mut context);
-                context
+                (context, relax_captures())
             })
         };
-        HostContext { context }
+        HostContext { kept }
     }
 }
 
 impl Drop for HostContext {
     fn drop(&mut self) {
-        let Some(context) = self.context else { return };
+        let Some((context, capture_mode)) = self.kept else { return };
+        exchange_capture_mode(capture_mode);
         // SAFETY: the host had this context current and has not destroyed it, since its thread has been here. The
         // call fails without harm where the driver was never initialised.
         let _ = unsafe { sys::cuCtxSetCurrent(context) };

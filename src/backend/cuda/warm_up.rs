@@ -7,6 +7,9 @@ use super::tensor::Checker;
 use super::{Backend, Cuda};
 use crate::backend::{BackendLimits, BackendResult, Batch, KvLayout};
 
+/// Times that a step is recorded again which was interrupted, before it is left to run without a recording.
+const NUM_RETRIES: usize = 8;
+
 /// Operations of a step.
 type Operations<'a> = &'a mut dyn FnMut(&mut Cuda, usize) -> BackendResult<()>;
 
@@ -22,7 +25,7 @@ pub(super) fn run(
     let Some(layout) = reserved.step.kv_layout().copied() else {
         return check.fail("there is no KV cache".to_owned());
     };
-    let mut num_tokens = limits.max_tokens;
+    let mut num_tokens = most_tokens(&limits, max_context_len, &layout);
     while num_tokens > 1 {
         if let Some(batch) = prompts(num_tokens, &limits, max_context_len, &layout) {
             run_once(cuda, &batch, operations)?;
@@ -32,13 +35,27 @@ pub(super) fn run(
     // Attention has told how many shares it takes, unless no prompt fits.
     let (_, _, reserved, _) = cuda.reserved(check.operation)?;
     let mut graphs = Graphs::new(max_context_len, reserved.step.num_shares());
-    for rows in graph::row_sizes(limits.max_slots).into_iter().take_while(|&rows| rows <= layout.num_blocks) {
+    let max_rows = limits.max_slots.min(layout.num_blocks).min(cuda.kernels.experts.recorded_rows_max());
+    for rows in graph::row_sizes(max_rows) {
         run_once(cuda, &decodes(rows, limits.vocab_size), operations)?;
         let sizes = graphs.launch_sizes(rows);
-        graphs.insert(rows, record(cuda, check, sizes, operations)?);
+        for _ in 0..=NUM_RETRIES {
+            if let Some(graph) = record(cuda, check, sizes, operations)? {
+                graphs.insert(rows, graph);
+                break;
+            }
+        }
     }
     cuda.graphs = graphs;
     cuda.gpu.synchronize()
+}
+
+/// As many tokens as a step can have, so that no prompt falls into a bucket that is timed between others' steps.
+fn most_tokens(limits: &BackendLimits, max_context_len: usize, layout: &KvLayout) -> usize {
+    limits
+        .max_tokens
+        .min(limits.max_slots.saturating_mul(max_context_len))
+        .min(layout.num_blocks.saturating_mul(layout.block_size))
 }
 
 fn run_once(cuda: &mut Cuda, batch: &Batch, operations: Operations<'_>) -> BackendResult<()> {
@@ -46,13 +63,14 @@ fn run_once(cuda: &mut Cuda, batch: &Batch, operations: Operations<'_>) -> Backe
     cuda.collect().map(drop)
 }
 
-/// Records a step of decodes; a batch of as many rows was the last to run.
+/// Records a step of decodes; a batch of as many rows was the last to run. `None` where the recording was interrupted,
+/// which the operations take for errors.
 fn record(
     cuda: &mut Cuda,
     check: Checker,
     sizes: LaunchSizes,
     operations: Operations<'_>,
-) -> BackendResult<Graph> {
+) -> BackendResult<Option<Graph>> {
     let (_, gpu, reserved, _) = cuda.reserved(check.operation)?;
     reserved.step.batch.launch = sizes;
     reserved.step.is_recording = true;
@@ -61,7 +79,10 @@ fn record(
     let graph = Graph::end_recording(&cuda.gpu);
     let (_, _, reserved, _) = cuda.reserved(check.operation)?;
     reserved.step.is_recording = false;
-    worked.and(graph)
+    match (worked, graph) {
+        (_, Ok(None)) => Ok(None),
+        (worked, graph) => worked.and(graph),
+    }
 }
 
 /// `rows` decodes at position 0, all sampled.
@@ -70,34 +91,43 @@ fn decodes(rows: usize, vocab_size: usize) -> Batch {
 }
 
 /// A batch of `num_tokens` prompt tokens in rows of one size, of which the last may be shorter, all sampled, or `None`
-/// where such a batch does not fit.
+/// where such a batch does not fit: in many short rows, or else in rows of whole blocks.
 fn prompts(
     num_tokens: usize,
     limits: &BackendLimits,
     max_context_len: usize,
     layout: &KvLayout,
 ) -> Option<Batch> {
-    let row_tokens = num_tokens.div_ceil(num_tokens.div_ceil(layout.block_size).min(limits.max_slots));
-    let row_blocks = row_tokens.div_ceil(layout.block_size);
-    let rows = num_tokens.div_ceil(row_tokens);
-    let fits = row_tokens <= max_context_len && rows * row_blocks <= layout.num_blocks;
-    fits.then(|| rows_of(num_tokens, row_tokens, row_blocks, limits.vocab_size))
+    let block_size = layout.block_size;
+    let shortest = num_tokens.div_ceil(num_tokens.div_ceil(block_size).min(limits.max_slots));
+    let fits = |&row_tokens: &usize| {
+        let last_blocks = (num_tokens - 1) % row_tokens / block_size + 1;
+        let num_blocks = (num_tokens - 1) / row_tokens * row_tokens.div_ceil(block_size) + last_blocks;
+        row_tokens <= max_context_len && num_blocks <= layout.num_blocks
+    };
+    let row_tokens = [shortest, shortest.next_multiple_of(block_size)].into_iter().find(fits)?;
+    Some(rows_of(num_tokens, row_tokens, block_size, limits.vocab_size))
 }
 
-/// `num_tokens` tokens in rows of `row_tokens`, the last of what is left. Tokens differ: products of equal rows would
-/// draw less power and so be timed at a clock that they do not keep.
-fn rows_of(num_tokens: usize, row_tokens: usize, row_blocks: usize, vocab_size: usize) -> Batch {
+/// `num_tokens` tokens in rows of `row_tokens`, the last of what is left, in blocks of `block_size`. Tokens differ:
+/// products of equal rows would draw less power and so be timed at a clock that they do not keep.
+fn rows_of(num_tokens: usize, row_tokens: usize, block_size: usize, vocab_size: usize) -> Batch {
     const STEP: u64 = 2_654_435_761;
     let token = |index: usize| (index as u64 * STEP % vocab_size as u64) as u32;
     let rows = num_tokens.div_ceil(row_tokens);
     let query_starts: Vec<_> = (0..=rows).map(|row| (row * row_tokens).min(num_tokens) as u32).collect();
+    let context_lens: Vec<_> = query_starts.windows(2).map(|ends| ends[1] - ends[0]).collect();
+    let mut block_starts = vec![0];
+    for context_len in &context_lens {
+        block_starts.push(block_starts[block_starts.len() - 1] + context_len.div_ceil(block_size as u32));
+    }
     Batch {
         slots: (0..rows as u32).collect(),
-        context_lens: query_starts.windows(2).map(|ends| ends[1] - ends[0]).collect(),
+        context_lens,
         query_starts,
         tokens: (0..num_tokens).map(token).collect(),
-        block_starts: (0..=rows).map(|row| (row * row_blocks) as u32).collect(),
-        block_tables: (0..(rows * row_blocks) as u32).collect(),
+        block_tables: (0..block_starts[rows]).collect(),
+        block_starts,
         sampled_rows: (0..rows as u32).collect(),
     }
 }
@@ -128,6 +158,17 @@ mod tests {
         let batch = prompts(4100, &limits, 2048, &layout(128)).unwrap();
         assert_eq!((batch.num_rows(), batch.num_tokens()), (64, 4100));
         assert_eq!((batch.query_range(63), batch.context_lens[63]), (4095..4100, 5));
+        // One sequence of a context that is no power of two; a pool of fewer tokens than a step may have.
+        let one = BackendLimits { max_slots: 1, ..limits };
+        for (limits, layout, expected) in [(one, layout(128), 6000), (limits, layout(90), 5760)] {
+            let num_tokens = most_tokens(&limits, 6000, &layout);
+            assert_eq!(num_tokens, expected);
+            assert_eq!(prompts(num_tokens, &limits, 6000, &layout).unwrap().num_tokens(), expected);
+        }
+        // Two rows of 96 tokens would take two blocks each; one of 128 and one of 64 take the three that there are.
+        let two = BackendLimits { max_slots: 2, ..limits };
+        let batch = prompts(192, &two, 2048, &layout(3)).unwrap();
+        assert_eq!((batch.query_range(1), batch.blocks(1)), (128..192, &[2][..]));
         let tokens: std::collections::BTreeSet<_> = batch.tokens.iter().collect();
         assert_eq!(tokens.len(), limits.vocab_size);
     }

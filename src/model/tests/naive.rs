@@ -185,7 +185,7 @@ impl Backend for Naive {
         width + self.padding[1]
     }
 
-    fn workspace_bytes(&self, limits: &BackendLimits) -> u64 {
+    fn workspace_bytes(&self, limits: &BackendLimits, _num_kv_blocks: usize) -> u64 {
         limits.max_slots as u64 * SLOT_BYTES
     }
 

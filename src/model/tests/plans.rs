@@ -54,7 +54,7 @@ impl Backend for Recorder {
         weights
     }
 
-    fn workspace_bytes(&self, _limits: &BackendLimits) -> u64 {
+    fn workspace_bytes(&self, _limits: &BackendLimits, _num_kv_blocks: usize) -> u64 {
         0
     }
 

@@ -4,6 +4,10 @@ use std::collections::HashMap;
 
 use crate::backend::SlotState;
 
+/// Outputs of one token that the frequency penalty counts at the most, on every device: more than this a mark on a CUDA
+/// device does not hold.
+const MAX_PENALIZED_OUTPUTS: u32 = 0x3fff;
+
 /// The tokens that penalties apply to. Its memory is bounded by the sequence's length; a sequence without
 /// penalties keeps none.
 #[derive(Debug, Default)]
@@ -68,6 +72,7 @@ pub(super) fn adjust(logits: &mut [f32], settings: &SlotState, history: &History
     for (&token, &count) in &history.num_outputs {
         change(logits, token, |logit| if logit > 0.0 { logit / repetition } else { logit * repetition });
         if count > 0 {
+            let count = count.min(MAX_PENALIZED_OUTPUTS);
             change(logits, token, |logit| logit - settings.frequency_penalty * count as f32);
             change(logits, token, |logit| logit - settings.presence_penalty);
         }
