@@ -10,6 +10,7 @@ mod decoder;
 mod engine;
 mod experts;
 mod families;
+mod host;
 mod lifecycle;
 mod ops;
 mod qk_norm;

@@ -6,8 +6,10 @@
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::ptr;
+use std::sync::{Mutex, PoisonError};
 
 use cudarc::cublaslt::{result, sys};
+use cudarc::driver::sys as driver;
 
 use super::driver::{DevicePtr, Gpu};
 use crate::backend::{BackendError, BackendResult, DType};
@@ -48,9 +50,26 @@ pub(super) struct Operands {
     pub(super) out: DevicePtr,
 }
 
+/// A handle that no backend uses, and the device that it was made on.
+struct Handle(sys::cublasLtHandle_t, u32);
+
+// SAFETY: handles may be used from any thread, by one at a time.
+unsafe impl Send for Handle {}
+
+/// Handles to use again. They are never destroyed: that waits for the whole device, which a host that
+/// records a graph must not have.
+static HANDLES: Mutex<Vec<Handle>> = Mutex::new(Vec::new());
+
+fn unused_handle(ordinal: u32) -> Option<sys::cublasLtHandle_t> {
+    let mut handles = HANDLES.lock().unwrap_or_else(PoisonError::into_inner);
+    let place = handles.iter().position(|handle| handle.1 == ordinal)?;
+    Some(handles.swap_remove(place).0)
+}
+
 /// A handle, its workspace and the algorithms found so far.
 pub(super) struct CublasLt {
     handle: sys::cublasLtHandle_t,
+    ordinal: u32,
     description: sys::cublasLtMatmulDesc_t,
     preference: sys::cublasLtMatmulPreference_t,
     workspace: DevicePtr,
@@ -90,17 +109,21 @@ impl CublasLt {
         Ok(())
     }
 
-    /// Opens the library; the workspace is set when memory is reserved.
-    pub(super) fn open() -> Result<CublasLt> {
+    /// Opens the library for device `ordinal`, whose context is current; the workspace is set when memory is reserved.
+    pub(super) fn open(ordinal: u32) -> Result<CublasLt> {
         Self::probe()?;
         // SAFETY: the library is there and the call takes nothing.
         check_version(unsafe { sys::cublasLtGetVersion() })?;
         let fail = |error: result::CublasError| {
             Error::new(Status::DeviceUnavailable, format!("opening cuBLASLt failed: {error}"))
         };
-        let handle = result::create_handle().map_err(fail)?;
+        let handle = match unused_handle(ordinal) {
+            Some(handle) => handle,
+            None => result::create_handle().map_err(fail)?,
+        };
         let mut library = CublasLt {
             handle,
+            ordinal,
             description: ptr::null_mut(),
             preference: ptr::null_mut(),
             workspace: 0,
@@ -260,8 +283,8 @@ impl CublasLt {
         let (one, zero) = (1.0f32, 0.0f32);
         let pointer = |address: DevicePtr| address as *mut c_void;
         // SAFETY: all descriptors live; the matrices have the layouts' sizes, which the caller has checked; the
-        // workspace has `WORKSPACE_BYTES` and belongs to this stream alone.
-        let result = unsafe {
+        // workspace has `WORKSPACE_BYTES` and belongs to the backend's stream alone.
+        let multiply = |stream: driver::CUstream| unsafe {
             result::matmul(
                 self.handle,
                 self.description,
@@ -278,14 +301,14 @@ impl CublasLt {
                 algorithm,
                 pointer(self.workspace),
                 WORKSPACE_BYTES as usize,
-                gpu.stream().cast(),
+                stream.cast(),
             )
         };
-        match result {
+        gpu.call_library(OPERATION, |stream| match multiply(stream) {
             Ok(()) => Ok(()),
             // A device that was lost says so at the next call of the driver.
             Err(error) => gpu.synchronize().and_then(|()| check(error.0)),
-        }
+        })
     }
 }
 
@@ -299,8 +322,8 @@ impl Drop for CublasLt {
             if !self.description.is_null() {
                 let _ = result::destroy_matmul_desc(self.description);
             }
-            let _ = result::destroy_handle(self.handle);
         }
+        HANDLES.lock().unwrap_or_else(PoisonError::into_inner).push(Handle(self.handle, self.ordinal));
     }
 }
 

@@ -1,6 +1,6 @@
 //! The driver API as the backend uses it: one device, one stream, every call checked.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::marker::PhantomData;
 use std::ptr;
@@ -8,29 +8,24 @@ use std::ptr;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 
 use super::presence::{find_device, success};
-use crate::backend::{BackendError, BackendResult, DType};
+use super::recording::{Capture, Recording};
+use crate::backend::{BackendError, BackendResult};
 use crate::error::{Result, Status};
 
 /// Address in the device's memory.
 pub(super) type DevicePtr = sys::CUdeviceptr;
 
-/// Part of a multiprocessor's memory that is shared memory while branches run at the same time. Kernels of different
-/// parts do not run beside each other on one, and this one has room for blocks of decode attention; the rest is
-/// first-level cache, which products of few rows need.
-const FORKED_CARVEOUT_PERCENT: u32 = 40;
-
 /// A device's primary context, which a host that uses CUDA itself shares, and a stream of our own in it.
 pub(super) struct Gpu {
     device: sys::CUdevice,
     context: sys::CUcontext,
-    /// What operations are put on: `main_stream`, or in the second branch of a fork `side_stream`.
-    stream: Cell<sys::CUstream>,
-    main_stream: sys::CUstream,
-    side_stream: sys::CUstream,
-    /// Whether the next kernel must not overlap its predecessor, because streams have just met.
-    is_crossing: Cell<bool>,
-    /// Whether operations belong to branches of a fork.
-    is_forked: Cell<bool>,
+    stream: sys::CUstream,
+    /// Where what a library launches is captured.
+    capture_stream: sys::CUstream,
+    /// What kernels are added to instead of being launched.
+    recording: RefCell<Option<Recording>>,
+    /// Of what libraries launched for recordings.
+    capture: RefCell<Option<Capture>>,
     num_multiprocessors: u32,
     /// Shared memory of a multiprocessor, in bytes.
     shared_bytes: u32,
@@ -64,11 +59,10 @@ impl Gpu {
         let mut gpu = Gpu {
             device,
             context,
-            stream: Cell::new(stream),
-            main_stream: stream,
-            side_stream: stream,
-            is_crossing: Cell::new(false),
-            is_forked: Cell::new(false),
+            stream,
+            capture_stream: stream,
+            recording: RefCell::new(None),
+            capture: RefCell::new(None),
             num_multiprocessors: 0,
             shared_bytes: 0,
             compute_capability: (0, 0),
@@ -81,11 +75,10 @@ impl Gpu {
             relax_captures();
             check("reading priorities", sys::cuCtxGetStreamPriorityRange(&mut least, &mut greatest))?;
             let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
-            for stream in [&mut gpu.main_stream, &mut gpu.side_stream] {
+            for stream in [&mut gpu.stream, &mut gpu.capture_stream] {
                 check("creating a stream", sys::cuStreamCreateWithPriority(stream, flags, greatest))?;
             }
         }
-        gpu.stream.set(gpu.main_stream);
         let attribute = |attribute: Attribute| -> Result<u32> {
             let mut value = 0;
             // SAFETY: the pointer is to a local.
@@ -122,29 +115,59 @@ impl Gpu {
     }
 
     pub(super) fn stream(&self) -> sys::CUstream {
-        self.stream.get()
+        self.stream
     }
 
-    /// Puts operations on the first stream again, whatever was under way.
-    pub(super) fn leave_branch(&self) {
-        self.stream.set(self.main_stream);
-        self.is_crossing.set(false);
-        self.is_forked.set(false);
+    /// From here on, kernels are recorded instead of run, until [`Gpu::end_recording`].
+    pub(super) fn start_recording(&self) -> BackendResult<()> {
+        let recording = Recording::new().map_err(|error| self.fault("record", error.0))?;
+        self.recording.replace(Some(recording));
+        Ok(())
     }
 
-    /// Operations from here on, or no longer, belong to branches that run at the same time.
-    pub(super) fn set_forked(&self, is_forked: bool) {
-        self.is_forked.set(is_forked);
+    /// Ends a recording, whatever became of it.
+    pub(super) fn end_recording(&self) -> Option<Recording> {
+        self.recording.take()
     }
 
-    /// Lets the second stream go on from here, or the first where `is_joining`, after the other's work so far, and
-    /// puts operations on it.
-    pub(super) fn cross(&self, event: &Event, is_joining: bool) -> BackendResult<()> {
-        let next = if is_joining { self.main_stream } else { self.side_stream };
-        self.stream.set(next);
-        self.is_crossing.set(true);
-        // SAFETY: both streams and the event live, in one context.
-        self.check("cross", unsafe { sys::cuStreamWaitEvent(next, event.event, 0) })
+    /// In a recording, two branches that run at the same time begin; says whether there is a recording.
+    pub(super) fn fork(&self) -> bool {
+        self.recording.borrow_mut().as_mut().map(Recording::fork).is_some()
+    }
+
+    /// In a fork, the second branch begins.
+    pub(super) fn next_branch(&self) {
+        self.recording.borrow_mut().as_mut().map(Recording::next_branch);
+    }
+
+    /// What comes next waits for both branches of the fork.
+    pub(super) fn join(&self) {
+        self.recording.borrow_mut().as_mut().map(Recording::join);
+    }
+
+    /// Has `call` put a library's work on a stream, or records what it puts there.
+    pub(super) fn call_library(
+        &self,
+        operation: &'static str,
+        call: impl FnOnce(sys::CUstream) -> BackendResult<()>,
+    ) -> BackendResult<()> {
+        let mut recording = self.recording.borrow_mut();
+        let Some(recording) = recording.as_mut() else { return call(self.stream) };
+        let mut capture = self.capture.borrow_mut();
+        let capture = match &mut *capture {
+            Some(capture) => capture,
+            None => {
+                let begun = Capture::begin(self.capture_stream);
+                capture.insert(begun.map_err(|error| self.fault(operation, error.0))?)
+            }
+        };
+        call(self.capture_stream)?;
+        capture.copy_to(recording).map_err(|error| self.fault(operation, error.0))
+    }
+
+    /// Ends the capture of libraries' work, if there is one; says whether it was whole.
+    pub(super) fn end_capture(&self) -> bool {
+        self.capture.take().is_none_or(Capture::finish)
     }
 
     /// The device's name, as the driver gives it.
@@ -182,19 +205,24 @@ impl Gpu {
 
     /// Turns a result into an error of `operation`; sticky ones lose the device.
     pub(super) fn check(&self, operation: &'static str, result: CUresult) -> BackendResult<()> {
-        if result == CUresult::CUDA_SUCCESS {
-            return Ok(());
+        match result {
+            CUresult::CUDA_SUCCESS => Ok(()),
+            error => Err(self.fault(operation, error)),
         }
-        let message = describe(result);
-        let fault = if self.is_lost.get() { Fault::Device } else { Fault::of(result) };
-        Err(match fault {
+    }
+
+    /// What `error` of `operation` is; sticky ones lose the device.
+    fn fault(&self, operation: &'static str, error: CUresult) -> BackendError {
+        let message = describe(error);
+        let fault = if self.is_lost.get() { Fault::Device } else { Fault::of(error) };
+        match fault {
             Fault::Arguments => BackendError::InvalidArgument { operation, message },
             Fault::Memory => BackendError::DeviceFull { operation, message },
             Fault::Device => {
                 self.is_lost.set(true);
                 lost(operation, message)
             }
-        })
+        }
     }
 
     /// Launches `kernel` on the stream; a grid without blocks is no launch.
@@ -210,21 +238,18 @@ impl Gpu {
             return Ok(());
         }
         let mut arguments = [ptr::from_ref(params).cast_mut().cast::<c_void>()];
-        let overlap = sys::CUlaunchAttribute {
+        let overlaps = shape.overlaps && self.compute_capability.0 >= 9;
+        if let Some(recording) = &mut *self.recording.borrow_mut() {
+            // SAFETY: as below.
+            let added =
+                unsafe { recording.add_kernel(kernel.function, &shape, arguments.as_mut_ptr(), overlaps) };
+            return added.map_err(|error| self.fault(operation, error.0));
+        }
+        let mut overlap = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
             value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
         };
-        let carveout = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue { sharedMemCarveout: FORKED_CARVEOUT_PERCENT },
-        };
-        let is_crossing = self.is_crossing.replace(false);
-        let overlaps = shape.overlaps && !is_crossing && self.compute_capability.0 >= 9;
-        let mut attributes = [carveout, overlap];
-        let attributes = &mut attributes[usize::from(!self.is_forked.get())..];
-        let num_attributes = attributes.len() - usize::from(!overlaps);
         let config = sys::CUlaunchConfig {
             gridDimX: x,
             gridDimY: y,
@@ -234,57 +259,16 @@ impl Gpu {
             blockDimZ: 1,
             sharedMemBytes: shape.shared_bytes,
             hStream: self.stream(),
-            attrs: attributes.as_mut_ptr(),
-            numAttrs: num_attributes as u32,
+            attrs: &mut overlap,
+            numAttrs: overlaps.into(),
         };
         // SAFETY: the kernel takes one parameter, a struct whose layout `P` mirrors (`Params`), and the driver
         // copies it before it returns. What the struct points to was checked by the launcher. The attributes
-        // live through the call.
+        // lives through the call.
         let result = unsafe {
             sys::cuLaunchKernelEx(&config, kernel.function, arguments.as_mut_ptr(), ptr::null_mut())
         };
         self.check(operation, result)
-    }
-
-    /// Encodes `matrix` for copies of boxes; the driver checks sizes and alignment.
-    pub(super) fn encode_boxes(
-        &self,
-        operation: &'static str,
-        matrix: &BoxedMatrix,
-    ) -> BackendResult<TensorMap> {
-        let [rows, columns] = [matrix.rows, matrix.columns];
-        let row_bytes = columns * 2;
-        let swizzle = match matrix.box_columns {
-            64 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
-            32 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
-            _ => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_32B,
-        };
-        let dtype = match matrix.dtype {
-            DType::Bf16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-            DType::F16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-            DType::F32 => unreachable!("boxes hold elements of 2 bytes"),
-        };
-        let mut map = sys::CUtensorMap { opaque: [0; 16] };
-        // SAFETY: all pointers are to locals with as many entries as the rank, 2, or one less for strides. The
-        // matrix's address is stored, not read.
-        let result = unsafe {
-            sys::cuTensorMapEncodeTiled(
-                &mut map,
-                dtype,
-                2,
-                matrix.data as *mut c_void,
-                [columns, rows].as_ptr(),
-                [row_bytes].as_ptr(),
-                [matrix.box_columns, matrix.box_rows].as_ptr(),
-                [1, 1].as_ptr(),
-                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                swizzle,
-                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-            )
-        };
-        self.check(operation, result)?;
-        Ok(TensorMap(map))
     }
 
     /// Copies `bytes` bytes from pinned memory, in stream order.
@@ -360,11 +344,12 @@ impl Gpu {
 
 impl Drop for Gpu {
     fn drop(&mut self) {
+        drop((self.end_recording(), self.end_capture()));
         // Errors are left alone: a lost device fails every call, and nothing can be done about it here.
         // SAFETY: nothing of the stream or the context is used after this.
         unsafe {
             let _ = sys::cuCtxSetCurrent(self.context);
-            for stream in [self.main_stream, self.side_stream] {
+            for stream in [self.stream, self.capture_stream] {
                 if !stream.is_null() {
                     let _ = sys::cuStreamDestroy_v2(stream);
                 }
@@ -468,22 +453,6 @@ impl Launch {
         Launch { overlaps: true, ..Launch::new(blocks, threads) }
     }
 }
-
-/// A row-major matrix of 2-byte elements that kernels copy in boxes, `[box_rows, box_columns]`, to shared memory
-/// (`kernels/hopper.cuh`). Rows of a box are 32, 64 or 128 bytes.
-pub(super) struct BoxedMatrix {
-    pub(super) data: DevicePtr,
-    pub(super) dtype: DType,
-    pub(super) rows: u64,
-    pub(super) columns: u64,
-    pub(super) box_rows: u32,
-    pub(super) box_columns: u32,
-}
-
-/// A [`BoxedMatrix`] as the device reads it, in kernel parameters.
-#[repr(transparent)]
-#[derive(Debug, Clone, Copy)]
-pub(super) struct TensorMap(sys::CUtensorMap);
 
 /// A point in the stream.
 pub(super) struct Event {

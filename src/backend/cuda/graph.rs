@@ -9,8 +9,9 @@ use std::ptr;
 use cudarc::driver::sys;
 
 use super::batch::{LaunchSizes, LoadedBatch};
-use super::driver::{Event, Gpu};
+use super::driver::Gpu;
 use super::plan::AttentionPlan;
+use super::recording::Recording;
 use crate::backend::BackendResult;
 
 const OPERATION: &str = "record_graph";
@@ -24,35 +25,16 @@ pub(super) struct Graph {
 unsafe impl Send for Graph {}
 
 impl Graph {
-    /// From here on, what is put on the stream is recorded instead of run, until [`Graph::end_recording`].
-    pub(super) fn start_recording(gpu: &Gpu) -> BackendResult<()> {
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: the stream lives as long as `gpu`.
-        gpu.check(OPERATION, unsafe { sys::cuStreamBeginCapture_v2(gpu.stream(), mode) })
-    }
-
-    /// Ends a recording, whatever became of it; `None` where it was interrupted, as by a host that waited for the whole
-    /// device meanwhile.
-    pub(super) fn end_recording(gpu: &Gpu) -> BackendResult<Option<Graph>> {
-        gpu.leave_branch();
-        let mut template = ptr::null_mut();
-        // SAFETY: the pointer is to a local; a stream that does not record gives an error.
-        match unsafe { sys::cuStreamEndCapture(gpu.stream(), &mut template) } {
-            sys::CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED => return Ok(None),
-            result => gpu.check(OPERATION, result)?,
-        }
+    /// Makes a graph of what was recorded.
+    pub(super) fn new(gpu: &Gpu, recording: &Recording) -> BackendResult<Graph> {
         let mut exec = ptr::null_mut();
-        // SAFETY: the template was just made and is destroyed once; the executable graph does not need it.
-        let instantiated = unsafe {
-            let result = sys::cuGraphInstantiateWithFlags(&mut exec, template, 0);
-            let _ = sys::cuGraphDestroy(template);
-            result
-        };
+        // SAFETY: the pointer is to a local and the nodes live; the executable graph does not need them.
+        let instantiated = unsafe { sys::cuGraphInstantiateWithFlags(&mut exec, recording.graph(), 0) };
         gpu.check(OPERATION, instantiated)?;
         let graph = Graph { exec };
         // SAFETY: graph and stream live, in one context.
         gpu.check(OPERATION, unsafe { sys::cuGraphUpload(graph.exec, gpu.stream()) })?;
-        Ok(Some(graph))
+        Ok(graph)
     }
 
     /// Puts the recorded work on the stream.
@@ -66,33 +48,6 @@ impl Drop for Graph {
     fn drop(&mut self) {
         // SAFETY: the backend waits for its stream before it drops its graphs; an error changes nothing.
         let _ = unsafe { sys::cuGraphExecDestroy(self.exec) };
-    }
-}
-
-/// Where the branches of a fork part and meet.
-pub(super) struct Crossings {
-    parted: Event,
-    met: Event,
-}
-
-impl Crossings {
-    pub(super) fn new(gpu: &Gpu) -> BackendResult<Crossings> {
-        Ok(Crossings { parted: Event::new(gpu, false)?, met: Event::new(gpu, false)? })
-    }
-
-    pub(super) fn fork(&self, gpu: &Gpu) -> BackendResult<()> {
-        gpu.set_forked(true);
-        self.parted.record(gpu)
-    }
-
-    pub(super) fn next_branch(&self, gpu: &Gpu) -> BackendResult<()> {
-        gpu.cross(&self.parted, false)
-    }
-
-    pub(super) fn join(&self, gpu: &Gpu) -> BackendResult<()> {
-        gpu.set_forked(false);
-        self.met.record(gpu)?;
-        gpu.cross(&self.met, true)
     }
 }
 

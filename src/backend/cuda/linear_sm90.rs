@@ -1,8 +1,9 @@
 //! Products of many rows on Hopper (`kernels/linear_sm90.cu`), which also apply activations, add to the residual, or
 //! rotate queries and keys and write the cache.
 
+use super::boxes::{BoxedMatrix, TensorMap};
 use super::cublas::{Operands, ProductShape};
-use super::driver::{BoxedMatrix, DevicePtr, Gpu, Kernel, Launch, Params, TensorMap};
+use super::driver::{DevicePtr, Gpu, Kernel, Launch, Params};
 use super::linear::{FusedActivation, activation_number};
 use super::modules::{Modules, PerDType};
 use super::rope::{RopeParams, Rotation, RotationForm};

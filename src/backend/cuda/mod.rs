@@ -11,6 +11,7 @@
 mod activation;
 mod attention;
 mod batch;
+mod boxes;
 mod choice;
 mod copies;
 mod cublas;
@@ -31,6 +32,7 @@ mod presence;
 mod projection;
 mod prompt_attention;
 mod qkv;
+mod recording;
 mod rope;
 mod sample;
 mod staging;
@@ -50,7 +52,7 @@ use self::driver::{DevicePtr, Gpu};
 use self::embed::Embed;
 use self::experts::{Experts, MixExperts};
 use self::gaps::Gaps;
-use self::graph::{Crossings, Graphs};
+use self::graph::Graphs;
 use self::linear::Linear;
 use self::memory::Arena;
 use self::modules::Modules;
@@ -101,17 +103,6 @@ struct Reserved {
     step: StepState,
     sampler: Sampler,
     scratch: DevicePtr,
-    crossings: Crossings,
-}
-
-impl Reserved {
-    /// The crossings where branches run at the same time: in recorded steps of few rows, whose products leave the
-    /// device's bandwidth idle while attention waits for memory, and use nothing that both branches would write.
-    /// Launches of a step that is not recorded are too slow to gain anything.
-    fn crossings(&self) -> Option<&Crossings> {
-        let is_small = Linear::is_skinny(self.step.batch.launch.tokens);
-        (self.step.is_recording && is_small).then_some(&self.crossings)
-    }
 }
 
 struct Kernels {
@@ -148,7 +139,7 @@ impl Cuda {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         // The driver starts threads of its own.
         let gpu = with_signals_blocked(|| Gpu::open(ordinal))?;
-        let cublas = CublasLt::open()?;
+        let cublas = CublasLt::open(ordinal)?;
         let fail = |error: BackendError| {
             let message = format!("CUDA device {ordinal} ({}): {error}", gpu.name());
             let status = match Error::from(error).status() {
@@ -299,8 +290,7 @@ impl Backend for Cuda {
         let scratch = arena.alloc(gpu, SCRATCH_BYTES, "workspace")?;
         let workspace = arena.alloc(gpu, cublas::WORKSPACE_BYTES, "workspace of cuBLASLt")?;
         self.kernels.linear.cublas.set_workspace(workspace);
-        let crossings = Crossings::new(gpu)?;
-        self.state = Some(Reserved { step, sampler, scratch, crossings });
+        self.state = Some(Reserved { step, sampler, scratch });
         Ok(())
     }
 
@@ -422,17 +412,19 @@ impl Backend for Cuda {
 
     fn fork(&mut self) -> BackendResult<bool> {
         let (_, gpu, reserved, _) = self.reserved("fork")?;
-        reserved.crossings().map_or(Ok(false), |crossings| crossings.fork(gpu).map(|()| true))
+        // In recorded steps of few rows, products leave the device's bandwidth idle while attention waits for memory, and
+        // use nothing that both branches would write. Other launches are too slow to gain anything.
+        Ok(Linear::is_skinny(reserved.step.batch.launch.tokens) && gpu.fork())
     }
 
     fn next_branch(&mut self) -> BackendResult<()> {
-        let (_, gpu, reserved, _) = self.reserved("next_branch")?;
-        reserved.crossings().map_or(Ok(()), |crossings| crossings.next_branch(gpu))
+        self.gpu.next_branch();
+        Ok(())
     }
 
     fn join(&mut self) -> BackendResult<()> {
-        let (_, gpu, reserved, _) = self.reserved("join")?;
-        reserved.crossings().map_or(Ok(()), |crossings| crossings.join(gpu))
+        self.gpu.join();
+        Ok(())
     }
 
     fn embed(&mut self, embedding: &Embedding<'_, Tensor>, out: &mut Tensor) -> BackendResult<()> {

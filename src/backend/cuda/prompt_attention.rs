@@ -2,7 +2,8 @@
 //! one for every other device (`kernels/attention_prompt.cu`).
 
 use super::attention::{AttentionCall, AttentionParams, Variants};
-use super::driver::{BoxedMatrix, Gpu, Launch, Params, TensorMap};
+use super::boxes::{BoxedMatrix, TensorMap};
+use super::driver::{Gpu, Launch, Params};
 use super::modules::{Modules, PerDType};
 use super::plan::TILE_TOKENS;
 use super::tensor::Checker;

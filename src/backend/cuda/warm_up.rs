@@ -36,16 +36,21 @@ pub(super) fn run(
     let (_, _, reserved, _) = cuda.reserved(check.operation)?;
     let mut graphs = Graphs::new(max_context_len, reserved.step.num_shares());
     let max_rows = limits.max_slots.min(layout.num_blocks).min(cuda.kernels.experts.recorded_rows_max());
-    for rows in graph::row_sizes(max_rows) {
+    let row_sizes = graph::row_sizes(max_rows);
+    for &rows in &row_sizes {
         run_once(cuda, &decodes(rows, limits.vocab_size), operations)?;
-        let sizes = graphs.launch_sizes(rows);
+    }
+    // Apart from the runs, so that what the host must not do while a library's work is captured is over soon.
+    for rows in row_sizes {
+        let (batch, sizes) = (decodes(rows, limits.vocab_size), graphs.launch_sizes(rows));
         for _ in 0..=NUM_RETRIES {
-            if let Some(graph) = record(cuda, check, sizes, operations)? {
+            if let Some(graph) = record(cuda, check, (&batch, sizes), operations)? {
                 graphs.insert(rows, graph);
                 break;
             }
         }
     }
+    cuda.gpu.end_capture();
     cuda.graphs = graphs;
     cuda.gpu.synchronize()
 }
@@ -63,25 +68,27 @@ fn run_once(cuda: &mut Cuda, batch: &Batch, operations: Operations<'_>) -> Backe
     cuda.collect().map(drop)
 }
 
-/// Records a step of decodes; a batch of as many rows was the last to run. `None` where the recording was interrupted,
-/// which the operations take for errors.
+/// Records a step like `batch` of the given sizes, as which one has run. `None` where that was interrupted.
 fn record(
     cuda: &mut Cuda,
     check: Checker,
-    sizes: LaunchSizes,
+    (batch, sizes): (&Batch, LaunchSizes),
     operations: Operations<'_>,
 ) -> BackendResult<Option<Graph>> {
     let (_, gpu, reserved, _) = cuda.reserved(check.operation)?;
+    reserved.step.load(gpu, check, batch)?;
     reserved.step.batch.launch = sizes;
     reserved.step.is_recording = true;
-    Graph::start_recording(gpu)?;
+    gpu.start_recording()?;
     let worked = reserved.step.prepare(gpu).and_then(|()| operations(cuda, sizes.rows));
-    let graph = Graph::end_recording(&cuda.gpu);
-    let (_, _, reserved, _) = cuda.reserved(check.operation)?;
+    let recording = cuda.gpu.end_recording();
+    let (_, gpu, reserved, _) = cuda.reserved(check.operation)?;
     reserved.step.is_recording = false;
-    match (worked, graph) {
-        (_, Ok(None)) => Ok(None),
-        (worked, graph) => worked.and(graph),
+    match worked {
+        Ok(()) => recording.map(|recording| Graph::new(gpu, &recording)).transpose(),
+        // A host that waits for the whole device has what libraries launch fail.
+        Err(_) if !gpu.end_capture() => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -2,7 +2,8 @@
 //! (`kernels/experts_few.cu`), for many (`kernels/experts_many.cu`), and for many on Hopper
 //! (`kernels/experts_many_sm90.cu`).
 
-use crate::backend::cuda::driver::{BoxedMatrix, DevicePtr, Gpu, Kernel, Launch, Params, TensorMap};
+use crate::backend::cuda::boxes::{BoxedMatrix, TensorMap};
+use crate::backend::cuda::driver::{DevicePtr, Gpu, Kernel, Launch, Params};
 use crate::backend::cuda::linear;
 use crate::backend::cuda::modules::{Modules, PerDType};
 use crate::backend::cuda::tensor::{Checker, to_u32};
