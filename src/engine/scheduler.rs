@@ -2,7 +2,7 @@
 //!
 //! Requests join and leave between any two steps. Slots and blocks are handed out in order of rank (priority, then
 //! arrival); where they run out, the lowest rank is preempted and later recomputed, so that the highest rank always
-//! progresses. A step's tokens go to decodes first and then to chunks of prompts, by priority (`budget`).
+//! progresses. A step's tokens go by priority; of equal priority decodes come before chunks of prompts (`budget`).
 //!
 //! [`Sequence`] has drawings of a request's states and of its tokens; [`Scheduler::plan`] lists what makes a step.
 
@@ -267,7 +267,7 @@ impl Scheduler {
     }
 
     /// Gives every running sequence the blocks of its next chunk, highest rank first; takes them from the lowest
-    /// rank where the pool is empty.
+    /// rank where the pool is empty. Admission gave blocks for all tokens known then; this is for the outputs since.
     fn reserve_blocks(&mut self) {
         let mut ids: VecDeque<RequestId> = self.running.values().copied().collect();
         while let Some(id) = ids.pop_front() {

@@ -16,8 +16,9 @@
 //!
 //! From `Collect` to `StepDone` the loop `is_collecting`, so that the worker waits for one step at a time and takes
 //! the next `Submit` before the next `Collect`. Step 3 is planned when the tokens of step 1 are known and those of
-//! step 2 are not: rows of it take theirs from their slots. With a depth of 1 nothing overlaps: plan 1, Submit,
-//! Collect, commit 1, plan 2.
+//! step 2 are not: rows of it take theirs from their slots. A slot is a sequence's place on the device: its sampling
+//! state and the token that it sampled last. With a depth of 1 nothing overlaps: plan 1, Submit, Collect, commit 1,
+//! plan 2.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};

@@ -65,6 +65,15 @@ struct Axes {
 }
 
 /// A block whose result has not been added to the residual yet.
+///
+/// | blocks | who projects | who adds to the residual | where results wait |
+/// | --- | --- | --- | --- |
+/// | `Sequential` | `project`, after each | it, or the next `add_norm` | `attention_delta` |
+/// | `Parallel`, `ParallelTwoNorms` | `project`, both at once | it, or the next `add_norm` | `*_delta` of each |
+/// | `Parallel`, forked | `project_apart`, in each branch | the next `add_norm`, both | `*_delta` of each |
+/// | `Sandwich`, `PostNorm` | `norm_add`, after each | it, through a norm | `attention_delta`, within it |
+///
+/// Experts have no projection: `mlp_block` itself leaves their result where it waits, and a norm adds it.
 #[derive(Clone, Copy)]
 enum Waiting {
     Attention { layer: usize },
@@ -142,8 +151,8 @@ impl<B: Backend> Decoder<B> {
 }
 
 impl<B: Backend> LoadedModel<B> {
-    /// The operations of a step on the backend's batch, `rows` rows of it. What follows the last layer's attention
-    /// works on the rows that are sampled alone.
+    /// The operations of a step on the backend's batch, on `rows` rows. Rows here are tensors' rows, one per token,
+    /// not the batch's. What follows the last layer's attention works on the rows that are sampled alone.
     fn run(&mut self, backend: &mut B, mut rows: usize) -> BackendResult<()> {
         self.embed(backend, rows)?;
         // What a block adds to the residual is added by its last projection, or by the norm that follows it.
