@@ -9,10 +9,11 @@ use std::sync::Arc;
 /// Weight dtype that the caller asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DTypeChoice {
-    /// The backend's choice: bf16 on the CPU.
+    /// bfloat16, on the CPU and on CUDA.
     #[default]
     Auto,
-    /// IEEE single precision.
+    /// IEEE single precision, which only the CPU has: the device `auto` then takes the CPU, and `cuda` is
+    /// [`crate::Status::InvalidArgument`].
     F32,
     /// bfloat16.
     Bf16,
@@ -94,25 +95,29 @@ pub struct EngineOptions {
     /// `auto` (CUDA device 0, or where it cannot be used the CPU), `cpu`, `cuda`, `cuda:0`, `cuda:0,1`, or
     /// `echo` (no weights: returns the prompt).
     pub device: String,
-    /// Weight dtype.
+    /// Dtype of weights and KV cache.
     pub dtype: DTypeChoice,
-    /// Sequences that can be in one step; 0: 64, on CUDA 256.
+    /// Sequences that can be in one step, at most 65,536; 0: 64, on CUDA 256.
     pub max_num_sequences: usize,
-    /// Token budget of one step: by priority decodes first, then chunks of prompts. Above
-    /// `max_num_sequences`; 0: 512, on CUDA 8192.
+    /// Token budget of one step, which goes by priority and, of equal priority, to decodes before chunks of prompts.
+    /// Above `max_num_sequences`, at most 1,048,576; 0: 512, on CUDA 8192, and at least twice `max_num_sequences`.
     pub max_batched_tokens: usize,
-    /// Longest prompt plus output, in tokens; 0: what the model was trained for. Where RoPE depends on the context's
-    /// length (dynamic NTK, LongRoPE), it is that of this length for every request, however short.
+    /// Longest prompt plus output, in tokens, at most 16,777,216 and what the model supports; 0: what it was trained
+    /// for. A KV cache of fewer tokens lowers it, with a warning in the log: [`crate::engine::MemoryPlan`] and
+    /// [`crate::engine::ModelInfo`] tell what it has become. Where RoPE depends on the context's length (dynamic
+    /// NTK, LongRoPE), it is that of this length for every request, however short.
     pub max_model_len: usize,
-    /// Tokens in a KV block; 0: the default, 64. A multiple of 16.
+    /// Tokens in a KV block, a multiple of 16, at most 4096; 0: the default, 64.
     pub kv_block_size: usize,
-    /// Bytes for the KV cache, at most 4,194,304 blocks; 0: enough for `max_num_sequences` full contexts, at most a
-    /// quarter of a host's available memory, or what weights and workspace leave of nine tenths of a CUDA device's
-    /// free memory.
+    /// Bytes for the KV cache, per device: as many whole blocks as they hold, at least one, at most 4,194,304. 0:
+    /// enough for `max_num_sequences` full contexts, but at most a quarter of the memory that the host has
+    /// available, or what weights and workspace leave of nine tenths of a CUDA device's free memory.
+    /// `memory_limit_bytes` lowers that further and never raises it.
     pub kv_cache_bytes: u64,
-    /// Hard limit in bytes on weights, KV cache and workspace together, per device; 0: none.
+    /// Hard limit in bytes on weights, KV cache and workspace together, per device; 0: none. See
+    /// [`crate::engine::MemoryPlan`] for what is not counted.
     pub memory_limit_bytes: u64,
-    /// Compute threads of the CPU backend, and threads that load weights; 0: one per core.
+    /// Compute threads of the CPU backend, and threads that load weights, at most 1024; 0: one per core.
     pub num_threads: usize,
     /// Requests accepted and not yet polled to their last event; one more is [`crate::Status::Busy`].
     pub max_queued_requests: usize,

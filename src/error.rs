@@ -23,7 +23,7 @@ pub enum Status {
     InvalidStructSize = 3,
     /// Text that must be UTF-8 is not.
     InvalidUtf8 = 4,
-    /// The library, as built, cannot do this.
+    /// The library cannot do this, or not with this model.
     Unsupported = 5,
     /// The prompt, or prompt and requested tokens, can never fit the context or the KV cache.
     PromptTooLong = 6,
@@ -47,7 +47,7 @@ pub enum Status {
     DeviceOutOfMemory = 202,
     /// The plan does not fit the memory limit that the options set.
     MemoryLimit = 203,
-    /// No such device, or its driver is missing.
+    /// No such device, or what it needs is missing: its driver, cuBLASLt, or this build's backend for it.
     DeviceUnavailable = 300,
     /// A fatal device error; the engine is dead, the process is not.
     DeviceLost = 301,

@@ -417,8 +417,8 @@ public:
 
     ifl_engine* get() const noexcept { return handle_.get(); }
 
-    /// Asks, and returns the answer at once as a range that waits for its pieces. Where every place is taken, tries
-    /// again for `busy_timeout_ms` before it gives IFL_BUSY.
+    /// Asks, and returns the answer as a range that waits for its pieces. Where every place is taken, tries again for
+    /// `busy_timeout_ms` before it gives IFL_BUSY.
     result<stream> generate(const request& request, std::uint32_t busy_timeout_ms = 0) const {
         const auto give_up_at = std::chrono::steady_clock::now() + std::chrono::milliseconds(busy_timeout_ms);
         auto queue = make_queue();
@@ -433,8 +433,9 @@ public:
             return id.error();
         return stream(get(), *std::move(queue), *id);
     }
-    /// Asks; the answer comes as events, here or in a queue. Returns the request's id. Never waits: after IFL_BUSY,
-    /// poll every queue that has requests, with a time limit, and try again.
+    /// Asks; the answer comes as events, here or in a queue. Returns the request's id. Does not wait for the model;
+    /// ifl_engine_enqueue says what a prompt costs. After IFL_BUSY, poll every queue that has requests, with a time
+    /// limit, and try again.
     result<std::uint64_t> enqueue(const request& request, ifl_queue* queue = nullptr) const {
         std::uint64_t id = 0;
         auto done = request.with_c(queue, [&](const ifl_request& c) {

@@ -21,20 +21,24 @@ type Options struct {
 	// Device is "auto" (the default), "cpu", "cuda", "cuda:0", "cuda:0,1" (more than one: not supported yet), or
 	// "echo", which needs no model and answers with the prompt ("echo:1000": 1000 microseconds a step).
 	Device string
-	// DType is the type to keep weights in.
+	// DType is the type to keep weights and KV cache in.
 	DType DType
 	// MaxNumSequences is the number of sequences that can be in one step; default 64, on CUDA 256.
 	MaxNumSequences int
 	// MaxBatchedTokens is the number of tokens that one step runs at most; default 512, on CUDA 8192.
 	MaxBatchedTokens int
 	// MaxModelLen is the longest prompt plus output of one request in tokens; default: what the model was
-	// trained for. Where RoPE depends on the context's length, this chooses its frequencies.
+	// trained for. A KV cache of fewer tokens lowers it: Plan and ModelInfo tell what it has become. Where RoPE
+	// depends on the context's length, this chooses its frequencies.
 	MaxModelLen int
 	// KVBlockSize is the number of tokens in a block of the KV cache, a multiple of 16; default 64.
 	KVBlockSize int
-	// KVCacheBytes are for the KV cache, per device.
+	// KVCacheBytes are for the KV cache, per device; default: enough for MaxNumSequences full contexts, but at most a
+	// quarter of the memory that the host has available, or what weights and workspace leave of nine tenths of a CUDA
+	// device's free memory. MemoryLimitBytes lowers that further.
 	KVCacheBytes uint64
-	// MemoryLimitBytes is a hard limit on weights, KV cache and workspace together, per device.
+	// MemoryLimitBytes is a hard limit on weights, KV cache and workspace together, per device; inflight.h says what
+	// is not counted.
 	MemoryLimitBytes uint64
 	// NumThreads is the number of compute threads of the CPU backend; default: one per core.
 	NumThreads int
@@ -58,9 +62,10 @@ type DType int32
 
 // The types of weights.
 const (
-	// DTypeAuto is the device's own choice: bfloat16 on the CPU.
+	// DTypeAuto is bfloat16, on the CPU and on CUDA.
 	DTypeAuto = DType(C.IFL_DTYPE_AUTO)
-	// DTypeF32 is IEEE single precision.
+	// DTypeF32 is IEEE single precision, which only the CPU has: the device "auto" then takes the CPU, and "cuda"
+	// is refused.
 	DTypeF32 = DType(C.IFL_DTYPE_F32)
 	// DTypeBF16 is bfloat16.
 	DTypeBF16 = DType(C.IFL_DTYPE_BF16)

@@ -30,7 +30,8 @@ type Request struct {
 	StopTokens []uint32
 	// Stop strings end the output. The text ends before the match, which may lie across tokens.
 	Stop []string
-	// Temperature in [0, 100]; 0 always takes the likeliest token. Nil: what the model recommends.
+	// Temperature in [0, 100]; 0 always takes the likeliest token. Nil: what generation_config.json recommends where
+	// it says do_sample, else 0; 0 for every GGUF file.
 	Temperature *float32
 	// TopK samples among so many likeliest tokens only; 0: off. Nil: what the model recommends.
 	TopK *int

@@ -19,7 +19,7 @@ const (
 	ErrInvalidStructSize = Status(C.IFL_INVALID_STRUCT_SIZE)
 	// ErrInvalidUTF8: text that must be UTF-8 is not.
 	ErrInvalidUTF8 = Status(C.IFL_INVALID_UTF8)
-	// ErrUnsupported: this build of the library cannot do it; see HasFeature.
+	// ErrUnsupported: this version of the library, or the model, cannot do it.
 	ErrUnsupported = Status(C.IFL_UNSUPPORTED)
 	// ErrPromptTooLong: the prompt, or the prompt and the tokens asked for, can never fit.
 	ErrPromptTooLong = Status(C.IFL_PROMPT_TOO_LONG)
@@ -43,7 +43,8 @@ const (
 	ErrDeviceOutOfMemory = Status(C.IFL_DEVICE_OUT_OF_MEMORY)
 	// ErrMemoryLimit: what the options ask for does not fit their MemoryLimitBytes.
 	ErrMemoryLimit = Status(C.IFL_MEMORY_LIMIT)
-	// ErrDeviceUnavailable: there is no such device, or its driver is missing.
+	// ErrDeviceUnavailable: there is no such device, or its driver, cuBLASLt or the library's backend for it is
+	// missing; see HasFeature.
 	ErrDeviceUnavailable = Status(C.IFL_DEVICE_UNAVAILABLE)
 	// ErrDeviceLost: the device failed fatally, and the engine with it.
 	ErrDeviceLost = Status(C.IFL_DEVICE_LOST)

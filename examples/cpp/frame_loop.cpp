@@ -138,7 +138,9 @@ public:
             speak(number);
     }
 
-    // One frame's share: never waits, and leaves for the next frame what does not fit under the cap.
+    // One frame's share: does not wait for the model, and leaves for the next frame what does not fit under the cap.
+    // After a line's end the next prompt is rendered and tokenised here; where frames must not be late by what that may
+    // take (see ifl_engine_enqueue), enqueue from another thread.
     void update() {
         const auto start = clock_type::now();
         do {

@@ -42,7 +42,9 @@ pub struct ifl_engine {
     _opaque: (),
 }
 
-/// Exact bytes that an engine reserves, per device. Set struct_size before the call.
+/// Exact bytes that an engine reserves, per device. Set struct_size before the call. Not counted: the tokenizer and
+/// what waits to be polled, and with CUDA the driver's context, loaded kernels, recorded graphs and buffers in the
+/// host's memory.
 ///
 /// Since 0.1.0.
 #[derive(Debug, Clone, Copy, Default)]
@@ -66,7 +68,8 @@ pub struct ifl_memory_plan {
     pub num_kv_blocks: u64,
     /// Tokens in a block.
     pub kv_block_size: u64,
-    /// Longest prompt plus output of one request, in tokens.
+    /// Longest prompt plus output of one request, in tokens: what the options say or the model was trained for, or
+    /// fewer where the KV cache holds fewer.
     pub max_model_len: u64,
 }
 
@@ -120,9 +123,9 @@ pub struct ifl_model_info {
     pub struct_size: u32,
     /// Token ids are below this.
     pub vocab_size: u32,
-    /// Longest prompt plus output of one request, in tokens.
+    /// Longest prompt plus output of one request, in tokens; see ifl_memory_plan.
     pub max_model_len: u32,
-    /// Flag: there is a chat template, for IFL_PROMPT_USER and IFL_PROMPT_CHAT.
+    /// Flag: there is a chat template that can be used, for IFL_PROMPT_USER and IFL_PROMPT_CHAT.
     pub has_chat_template: u32,
 }
 
@@ -205,15 +208,19 @@ impl From<&ModelInfo> for ifl_model_info {
 
 /// Loads a model and starts the engine's threads. A process may have several engines.
 ///
+/// With CUDA it records steps, for some milliseconds at a time. A host had better not synchronise the whole device
+/// (cudaDeviceSynchronize, cuCtxSynchronize) on another thread meanwhile: that call may give
+/// cudaErrorStreamCaptureUnsupported, and can be repeated. Streams and events of the host's own are not touched.
+///
 /// - options: what to load, and how; read during the call only. Not NULL.
 /// - engine: receives the handle; end it with ifl_engine_destroy. Not NULL.
 /// - error: receives the error where the call fails; may be NULL.
 ///
 /// Threads: any, at any time. Takes as long as loading does; the progress callback of the options can abort
 /// it.
-/// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_STRUCT_SIZE, IFL_INVALID_UTF8; IFL_MODEL_NOT_FOUND,
-/// IFL_MODEL_IO, IFL_MODEL_INVALID, IFL_MODEL_UNSUPPORTED; IFL_OUT_OF_MEMORY, IFL_DEVICE_OUT_OF_MEMORY,
-/// IFL_MEMORY_LIMIT; IFL_DEVICE_UNAVAILABLE, IFL_DEVICE_LOST; IFL_ABORTED. Since 0.1.0.
+/// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_STRUCT_SIZE, IFL_INVALID_UTF8; IFL_UNSUPPORTED for more than one CUDA
+/// device; IFL_MODEL_NOT_FOUND, IFL_MODEL_IO, IFL_MODEL_INVALID, IFL_MODEL_UNSUPPORTED; IFL_OUT_OF_MEMORY,
+/// IFL_DEVICE_OUT_OF_MEMORY, IFL_MEMORY_LIMIT; IFL_DEVICE_UNAVAILABLE, IFL_DEVICE_LOST; IFL_ABORTED. Since 0.1.0.
 #[unsafe(no_mangle)]
 pub extern "C" fn ifl_engine_create(
     options: *const ifl_engine_options,
@@ -256,8 +263,8 @@ pub extern "C" fn ifl_engine_plan(
     })
 }
 
-/// Hands a request to the engine and returns at once; the answer comes as events. Exactly one event of each
-/// accepted request, its last, is of kind IFL_EVENT_FINISHED.
+/// Hands a request to the engine without waiting for the model; the answer comes as events. Exactly one event of
+/// each accepted request, its last, is of kind IFL_EVENT_FINISHED.
 ///
 /// A request takes one of the engine's max_queued_requests places and gives it back when its last event is polled or,
 /// where its queue is destroyed, when it has ended, within one step after that. While every place is taken this call
@@ -272,10 +279,14 @@ pub extern "C" fn ifl_engine_plan(
 /// - error: receives the error where the call fails; may be NULL. The request was not accepted then and gives
 ///   no events.
 ///
-/// Threads: any, at any time. Never waits for the model; the prompt is tokenised on the calling thread.
-/// Errors: IFL_BUSY, as above; IFL_INVALID_ARGUMENT, IFL_INVALID_STRUCT_SIZE, IFL_INVALID_UTF8,
-/// IFL_PROMPT_TOO_LONG, IFL_UNSUPPORTED, IFL_TEMPLATE_FAILED; IFL_INVALID_HANDLE, IFL_FORKED; IFL_CLOSED, or
-/// what ended the engine, such as IFL_DEVICE_LOST. Since 0.1.0.
+/// Threads: any, at any time. The prompt is tokenised on the calling thread. Chat messages are rendered before, on a
+/// short-lived thread that the call waits for: at most 50 ms of processor time, and that twice where a message has a
+/// character with which special tokens begin, such as "<". Where frames must not be late, enqueue from another
+/// thread.
+/// Errors: IFL_BUSY, as above; IFL_INVALID_ARGUMENT, IFL_INVALID_STRUCT_SIZE, IFL_INVALID_UTF8, IFL_PROMPT_TOO_LONG;
+/// for chat messages IFL_UNSUPPORTED where the model has no template, IFL_MODEL_INVALID or IFL_MODEL_UNSUPPORTED
+/// where its template cannot be used, and IFL_TEMPLATE_FAILED; IFL_OUT_OF_MEMORY; IFL_INVALID_HANDLE, IFL_FORKED;
+/// IFL_CLOSED, or what ended the engine, such as IFL_DEVICE_LOST. Since 0.1.0.
 #[unsafe(no_mangle)]
 pub extern "C" fn ifl_engine_enqueue(
     engine: *mut ifl_engine,

@@ -39,8 +39,9 @@ pub enum ifl_log_level_value {
 /// - message_len: its length in bytes without the NUL.
 ///
 /// Threads: called on the engine's threads and on threads that call the engine, by several at once, and never
-/// while the library holds a lock that its functions take. It may call this library, but not destroy its own
-/// engine. It must return: no longjmp, no C++ exception, no unwinding may leave it. No call of it begins
+/// while the library holds a lock that its functions take. It may call this library, but neither close nor destroy
+/// its own engine, and must not wait, not in ifl_engine_poll or ifl_queue_poll either: the engine's requests stand
+/// still meanwhile. It must return: no longjmp, no C++ exception, no unwinding may leave it. No call of it begins
 /// once ifl_engine_destroy has returned, or ifl_engine_create has failed. A call that is under way is waited
 /// for as long as ifl_engine_destroy may take, 2 seconds, and goes on after that where it takes longer.
 /// Since 0.1.0.

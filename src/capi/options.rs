@@ -23,9 +23,10 @@ pub type ifl_dtype = i32;
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub enum ifl_dtype_value {
-    /// The device's own choice: bfloat16 on the CPU.
+    /// bfloat16, on the CPU and on CUDA.
     IFL_DTYPE_AUTO = 0,
-    /// IEEE single precision.
+    /// IEEE single precision, which only the CPU has: the device "auto" then takes the CPU, and "cuda" is
+    /// IFL_INVALID_ARGUMENT.
     IFL_DTYPE_F32 = 1,
     /// bfloat16.
     IFL_DTYPE_BF16 = 2,
@@ -47,7 +48,8 @@ pub type ifl_progress_callback =
 
 /// What ifl_engine_create loads, and how. Fill it with ifl_engine_options_init or IFL_ENGINE_OPTIONS_INIT,
 /// then set what should differ. Only model is required; 0 and NULL mean "choose for me" in every other field.
-/// The library reads the struct, and what it points to, during the call only.
+/// A value outside a field's range is IFL_INVALID_ARGUMENT. The library reads the struct, and what it points to,
+/// during the call only.
 ///
 /// Since 0.1.0.
 #[derive(Debug, Clone, Copy)]
@@ -55,7 +57,7 @@ pub type ifl_progress_callback =
 pub struct ifl_engine_options {
     /// sizeof(ifl_engine_options).
     pub struct_size: u32,
-    /// Type to keep weights in.
+    /// Type to keep weights and KV cache in; default IFL_DTYPE_AUTO.
     pub dtype: ifl_dtype,
     /// Path of a model directory in Hugging Face layout, or of a GGUF file; UTF-8. Not used by the device
     /// "echo".
@@ -63,29 +65,34 @@ pub struct ifl_engine_options {
     /// Length of model in bytes, or IFL_NUL_TERMINATED, the default.
     pub model_len: u64,
     /// "auto" (the default: CUDA device 0, or where it cannot be used the CPU; one whose memory is taken is an
-    /// error), "cpu", "cuda", "cuda:0", "cuda:0,1" (more than one: not supported yet), or "echo", which needs no
-    /// model and answers with the prompt, byte for byte, and an end-of-sequence token without text ("echo:1000":
+    /// error), "cpu", "cuda", "cuda:0", "cuda:0,1" (more than one: IFL_UNSUPPORTED so far), or "echo", which needs
+    /// no model and answers with the prompt, byte for byte, and an end-of-sequence token without text ("echo:1000":
     /// 1000 microseconds a step).
     pub device: *const c_char,
     /// Length of device in bytes, or IFL_NUL_TERMINATED, the default.
     pub device_len: u64,
-    /// Sequences that can be in one step; default 64, on CUDA 256.
+    /// Sequences that can be in one step, at most 65536; default 64, on CUDA 256.
     pub max_num_sequences: u32,
-    /// Tokens that one step runs at most, over all sequences; default 512, on CUDA 8192.
+    /// Tokens that one step runs at most, over all sequences: more than max_num_sequences, at most 1048576. Default
+    /// 512, on CUDA 8192, and at least twice max_num_sequences.
     pub max_batched_tokens: u32,
-    /// Longest prompt plus output of one request in tokens; default: what the model was trained for. Where
-    /// RoPE depends on the context's length (dynamic NTK, LongRoPE), it is that of this length for every
-    /// request, however short.
+    /// Longest prompt plus output of one request in tokens, at most 16777216 and what the model supports; default:
+    /// what it was trained for. A KV cache of fewer tokens lowers it, which is no error but logged as a warning:
+    /// ifl_memory_plan and ifl_model_info tell what it has become. Where RoPE depends on the context's length
+    /// (dynamic NTK, LongRoPE), it is that of this length for every request, however short.
     pub max_model_len: u32,
-    /// Tokens in a block of the KV cache, a multiple of 16; default 64.
+    /// Tokens in a block of the KV cache, a multiple of 16, at most 4096; default 64.
     pub kv_block_size: u32,
-    /// Bytes for the KV cache, per device, at most 4194304 blocks; default: enough for max_num_sequences full
-    /// contexts, at most a quarter of the memory that the host has available, or what weights and workspace
-    /// leave of nine tenths of a CUDA device's free memory.
+    /// Bytes for the KV cache, per device: as many whole blocks as they hold, at least one, at most 4194304.
+    /// Default: enough for max_num_sequences full contexts, but at most a quarter of the memory that the host has
+    /// available, or what weights and workspace leave of nine tenths of a CUDA device's free memory.
+    /// memory_limit_bytes lowers that further and never raises it.
     pub kv_cache_bytes: u64,
-    /// Hard limit in bytes on weights, KV cache and workspace together, per device; default: none.
+    /// Hard limit in bytes on weights, KV cache and workspace together, per device; default: none. What does not fit
+    /// is IFL_MEMORY_LIMIT. Not counted: the tokenizer and what waits to be polled, and with CUDA the driver's
+    /// context, loaded kernels, recorded graphs and buffers in the host's memory.
     pub memory_limit_bytes: u64,
-    /// Compute threads of the CPU backend, and threads that load weights; default: one per core.
+    /// Compute threads of the CPU backend, and threads that load weights, at most 1024; default: one per core.
     pub num_threads: u32,
     /// Requests that can be accepted and whose last event has not been polled; one more gets IFL_BUSY. Together
     /// with max_unread_tokens this bounds what waits to be polled. Default 4096.

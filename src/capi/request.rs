@@ -43,7 +43,7 @@ const NO_LOGPROBS: i32 = -1;
 
 /// One request. Fill it with ifl_request_init or IFL_REQUEST_INIT, then set prompt and what should differ
 /// from the defaults. The library reads the struct, and what it points to, during ifl_engine_enqueue only.
-/// Flags are 0 or 1.
+/// Flags are 0 or 1. A value outside a field's range is IFL_INVALID_ARGUMENT.
 ///
 /// Since 0.1.0.
 #[derive(Debug, Clone, Copy)]
@@ -53,11 +53,13 @@ pub struct ifl_request {
     pub struct_size: u32,
     /// What the prompt is; default IFL_PROMPT_TEXT.
     pub prompt_kind: ifl_prompt_kind,
-    /// The prompt as text or JSON, UTF-8; NULL for IFL_PROMPT_TOKENS.
+    /// The prompt as text or JSON, UTF-8; NULL for IFL_PROMPT_TOKENS. Text of more than 16 MiB, or than
+    /// max_model_len tokens can hold, is IFL_PROMPT_TOO_LONG. JSON of more than 16 MiB, which IFL_PROMPT_USER is
+    /// turned into, is IFL_INVALID_ARGUMENT.
     pub prompt: *const c_char,
     /// Length of prompt in bytes, or IFL_NUL_TERMINATED, the default.
     pub prompt_len: u64,
-    /// The prompt as token ids, for IFL_PROMPT_TOKENS; NULL otherwise.
+    /// The prompt as token ids, at least one, for IFL_PROMPT_TOKENS; NULL otherwise.
     pub prompt_tokens: *const u32,
     /// Number of prompt_tokens.
     pub num_prompt_tokens: u64,
@@ -69,7 +71,8 @@ pub struct ifl_request {
     pub parse_special_tokens: u32,
     /// Most tokens to produce; 0, the default: until the context is full.
     pub max_tokens: u32,
-    /// Tokens before which only max_tokens, cancellation and errors end the output; default 0.
+    /// Tokens before which only max_tokens, cancellation and errors end the output, at most max_tokens and what the
+    /// context leaves; default 0.
     pub min_tokens: u32,
     /// Flag: do not stop at the model's end-of-sequence tokens; default 0.
     pub ignore_eos: u32,
@@ -85,17 +88,18 @@ pub struct ifl_request {
     pub queue: *mut ifl_queue,
     /// Tokens that end the output, besides the model's own. They are reported but give no text. Default none.
     pub stop_tokens: *const u32,
-    /// Number of stop_tokens.
+    /// Number of stop_tokens, at most 256.
     pub num_stop_tokens: u64,
-    /// Strings that end the output, UTF-8, not empty. The text ends before the match, which may lie across
-    /// tokens. Default none.
+    /// Strings that end the output, UTF-8, of 1 to 4096 bytes each. The text ends before the match, which may lie
+    /// across tokens. Default none.
     pub stop_strings: *const *const c_char,
     /// Length in bytes of each of stop_strings, or IFL_NUL_TERMINATED; NULL: all are NUL-terminated.
     pub stop_string_lens: *const u64,
-    /// Number of stop_strings.
+    /// Number of stop_strings, at most 64.
     pub num_stop_strings: u64,
-    /// In [0, 100]; 0 always takes the likeliest token. Default IFL_MODEL_DEFAULT: what the model's files
-    /// recommend.
+    /// In [0, 100]; 0 always takes the likeliest token. Default IFL_MODEL_DEFAULT: what generation_config.json
+    /// recommends where it says do_sample (1 where it names no temperature), else 0. A GGUF file recommends nothing,
+    /// so 0.
     pub temperature: f32,
     /// Samples among the top_k likeliest tokens only; 0: off. Default IFL_MODEL_DEFAULT.
     pub top_k: i32,
@@ -123,7 +127,7 @@ pub struct ifl_request {
     pub logit_bias_tokens: *const u32,
     /// The finite number to add for each of logit_bias_tokens.
     pub logit_bias_values: *const f32,
-    /// Number of logit_bias_tokens and of logit_bias_values.
+    /// Number of logit_bias_tokens and of logit_bias_values, at most 1024.
     pub num_logit_biases: u64,
 }
 

@@ -34,7 +34,8 @@ pub enum ifl_status_value {
     IFL_INVALID_STRUCT_SIZE = 3,
     /// Text that must be UTF-8 is not.
     IFL_INVALID_UTF8 = 4,
-    /// This build of the library cannot do it; see ifl_has_feature.
+    /// This version of the library cannot do it, such as run on more than one CUDA device, or the model cannot, such
+    /// as chat without a chat template.
     IFL_UNSUPPORTED = 5,
     /// The prompt, or the prompt and the tokens asked for, can never fit the context or the KV cache.
     IFL_PROMPT_TOO_LONG = 6,
@@ -59,7 +60,8 @@ pub enum ifl_status_value {
     IFL_DEVICE_OUT_OF_MEMORY = 202,
     /// What the options ask for does not fit their memory_limit_bytes.
     IFL_MEMORY_LIMIT = 203,
-    /// There is no such device, or its driver is missing.
+    /// There is no such device, or what it needs is missing: its driver, cuBLASLt, or this build's backend for it
+    /// (ifl_has_feature).
     IFL_DEVICE_UNAVAILABLE = 300,
     /// The device failed fatally. The engine is dead and its requests have ended with this status; the
     /// process is not harmed, but may have to restart before it can use that device again.

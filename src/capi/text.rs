@@ -71,7 +71,7 @@ fn read_flags<const N: usize>(flags: ifl_text_flags, known: [ifl_text_flags_valu
 /// Token ids of a text.
 ///
 /// - engine: the engine whose model's tokenizer to use.
-/// - text: UTF-8. May be NULL where text_len is 0.
+/// - text: UTF-8, at most 16 MiB. May be NULL where text_len is 0.
 /// - text_len: its length in bytes, or IFL_NUL_TERMINATED.
 /// - flags: IFL_TEXT_ADD_SPECIAL, IFL_TEXT_PARSE_SPECIAL, both or 0.
 /// - tokens: receives a buffer to read with ifl_buffer_tokens; free it with ifl_buffer_free. Not NULL.
@@ -130,16 +130,17 @@ pub extern "C" fn ifl_detokenize(
 /// the messages themselves (IFL_PROMPT_CHAT), and then content cannot spell special tokens.
 ///
 /// - engine: the engine whose model's template to use.
-/// - messages: JSON array of messages, such as [{"role": "user", "content": "Hello"}], UTF-8.
+/// - messages: JSON array of messages, such as [{"role": "user", "content": "Hello"}], UTF-8, at most 16 MiB.
 /// - messages_len: its length in bytes, or IFL_NUL_TERMINATED.
 /// - flags: IFL_TEXT_GENERATION_PROMPT or 0.
 /// - text: receives a buffer to read with ifl_buffer_text; free it with ifl_buffer_free. Not NULL.
 /// - error: receives the error where the call fails; may be NULL.
 ///
-/// Threads: any, at any time; the call returns when the work is done, which takes at most 50 ms of processor time
-/// and makes at most 16 MiB of text.
+/// Threads: any, at any time; the call waits for a short-lived thread that does the work, which takes at most 50 ms
+/// of processor time and makes at most 16 MiB of text.
 /// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_UTF8, IFL_INVALID_HANDLE, IFL_FORKED; IFL_UNSUPPORTED where the
-/// model has no template; IFL_TEMPLATE_FAILED. Since 0.1.0.
+/// model has no template, IFL_MODEL_INVALID or IFL_MODEL_UNSUPPORTED where its template cannot be used, and
+/// IFL_TEMPLATE_FAILED; IFL_OUT_OF_MEMORY. Since 0.1.0.
 #[unsafe(no_mangle)]
 pub extern "C" fn ifl_apply_chat_template(
     engine: *mut ifl_engine,

@@ -11,7 +11,9 @@ const FEATURES: [&str; 4] = ["echo", "gguf", "safetensors", "queue-fd"];
 /// Version of the library that is running, as IFL_VERSION is of the header that the program was compiled
 /// with: major * 10000 + minor * 100 + patch.
 ///
-/// A program compiled with one header runs with every later library of the same major version.
+/// From 1.0 on, a program compiled with one header runs with every later library of the same major version.
+/// Before, the ABI may change with the minor version, which the soname does not show: check that
+/// ifl_version() / 100 == IFL_VERSION / 100.
 ///
 /// Threads: any, at any time. Errors: none. Since 0.1.0.
 #[unsafe(no_mangle)]

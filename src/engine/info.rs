@@ -1,6 +1,7 @@
 //! What an engine tells about itself.
 
-/// Exact bytes that an engine with the same options would reserve.
+/// Exact bytes that an engine with the same options would reserve. Not counted: the tokenizer and what waits to be
+/// polled, and with CUDA the driver's context, loaded kernels, recorded graphs and buffers in the host's memory.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct MemoryPlan {
     /// Weights.
@@ -13,7 +14,8 @@ pub struct MemoryPlan {
     pub num_kv_blocks: u64,
     /// Tokens in a KV block.
     pub kv_block_size: u64,
-    /// Longest prompt plus output of one request, in tokens.
+    /// Longest prompt plus output of one request, in tokens: what the options say or the model was trained for, or
+    /// fewer where the KV cache holds fewer.
     pub max_model_len: u64,
     /// Memory that the device has free now; 0 where unknown.
     pub available_bytes: u64,
@@ -66,11 +68,11 @@ pub struct Stats {
 pub struct ModelInfo {
     /// Size of the vocabulary.
     pub vocab_size: u32,
-    /// Longest prompt plus output, in tokens.
+    /// Longest prompt plus output, in tokens; see [`MemoryPlan::max_model_len`].
     pub max_model_len: u32,
     /// End-of-sequence tokens.
     pub eos_tokens: Vec<u32>,
-    /// Whether there is a chat template.
+    /// Whether there is a chat template that can be used.
     pub has_chat_template: bool,
     /// Device in use: `cpu`, `echo`, or `cuda:0 (NVIDIA H100)`. Up to the first space it is what
     /// [`crate::EngineOptions::device`] takes; the name in brackets is for people.

@@ -117,7 +117,8 @@ impl Engine {
 
     /// Accepts a request and returns its id, or fails at once: [`Status::Busy`] where `max_queued_requests` run, wait,
     /// or have ended and not been polled to their ends; an argument error where a value is not allowed. Tokenises in
-    /// the calling thread.
+    /// the calling thread, after a thread that it waits for has rendered chat messages, within 50 ms of processor
+    /// time or, where they have characters with which special tokens begin, twice that.
     pub fn enqueue(&self, request: Request) -> Result<RequestId> {
         let enqueued_at = Instant::now();
         let inner = &self.inner;

@@ -32,13 +32,14 @@ pub struct Request {
     pub sampling: SamplingParams,
     /// Most tokens to produce; 0: until the context is full.
     pub max_tokens: u32,
-    /// Tokens before which nothing but `max_tokens` ends the output.
+    /// Tokens before which nothing but `max_tokens` ends the output, at most `max_tokens` and what the context
+    /// leaves.
     pub min_tokens: u32,
     /// Do not stop at the model's end-of-sequence tokens.
     pub ignore_eos: bool,
-    /// Further tokens that end the output; they are reported but produce no text.
+    /// Further tokens that end the output, at most 256; they are reported but produce no text.
     pub stop_tokens: Vec<u32>,
-    /// Strings that end the output; the output's text ends before the match.
+    /// Strings that end the output, at most 64 of 1 to 4096 bytes; the output's text ends before the match.
     pub stop_strings: Vec<String>,
     /// Higher runs first, and its prompt goes before further tokens of lower ones; requests of equal priority run in
     /// order of arrival.

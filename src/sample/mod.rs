@@ -17,11 +17,11 @@ pub const MAX_LOGIT_BIASES: usize = 1024;
 /// Most alternatives that [`SamplingParams::num_logprobs`] may ask for.
 pub const MAX_LOGPROBS: u32 = 20;
 
-/// Sampling parameters as a caller gives them. `None` takes the model's default (`generation_config.json`) or,
-/// where the model has none, greedy decoding.
+/// Sampling parameters as a caller gives them. `None` takes the model's default (`generation_config.json`) or, where
+/// it has none, as every GGUF file, greedy decoding.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct SamplingParams {
-    /// 0: greedy. In [0, 100].
+    /// 0: greedy. In [0, 100]. The model's default is 0 unless `generation_config.json` says `do_sample`.
     pub temperature: Option<f32>,
     /// 0: off.
     pub top_k: Option<u32>,

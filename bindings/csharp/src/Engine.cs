@@ -160,7 +160,8 @@ namespace Inflight
             }
         }
 
-        /// <summary>Enqueues a request at once, for hosts that look for its output when it suits them.</summary>
+        /// <summary>Enqueues a request before it returns, for hosts that look for its output when it suits them.
+        /// Does not wait for the model; ifl_engine_enqueue in inflight.h says what a prompt costs.</summary>
         public unsafe Generation Start(
             Request request, CancellationToken cancellationToken = default(CancellationToken))
         {

@@ -5,9 +5,10 @@ namespace Inflight
     /// <summary>The type that weights are kept in.</summary>
     public enum DType
     {
-        /// <summary>The device's own choice: bfloat16 on the CPU.</summary>
+        /// <summary>bfloat16, on the CPU and on CUDA.</summary>
         Auto = 0,
-        /// <summary>IEEE single precision.</summary>
+        /// <summary>IEEE single precision, which only the CPU has: the device "auto" then takes the CPU, and
+        /// "cuda" is refused.</summary>
         F32 = 1,
         /// <summary>bfloat16.</summary>
         Bf16 = 2,
@@ -33,7 +34,7 @@ namespace Inflight
         /// step).</summary>
         public string Device { get; set; }
 
-        /// <summary>Type to keep weights in.</summary>
+        /// <summary>Type to keep weights and KV cache in.</summary>
         public DType DType { get; set; }
 
         /// <summary>Sequences that can be in one step; default 64, on CUDA 256.</summary>
@@ -43,16 +44,20 @@ namespace Inflight
         public uint MaxBatchedTokens { get; set; }
 
         /// <summary>Longest prompt plus output of one request in tokens; default: what the model was trained
-        /// for. Where RoPE depends on the context's length, this chooses its frequencies.</summary>
+        /// for. A KV cache of fewer tokens lowers it: MemoryPlan and ModelInfo tell what it has become. Where RoPE
+        /// depends on the context's length, this chooses its frequencies.</summary>
         public uint MaxModelLen { get; set; }
 
         /// <summary>Tokens in a block of the KV cache, a multiple of 16; default 64.</summary>
         public uint KvBlockSize { get; set; }
 
-        /// <summary>Bytes for the KV cache, per device.</summary>
+        /// <summary>Bytes for the KV cache, per device; default: enough for MaxNumSequences full contexts, but at
+        /// most a quarter of the memory that the host has available, or what weights and workspace leave of nine
+        /// tenths of a CUDA device's free memory. MemoryLimitBytes lowers that further.</summary>
         public ulong KvCacheBytes { get; set; }
 
-        /// <summary>Hard limit in bytes on weights, KV cache and workspace together, per device.</summary>
+        /// <summary>Hard limit in bytes on weights, KV cache and workspace together, per device; inflight.h says what
+        /// is not counted.</summary>
         public ulong MemoryLimitBytes { get; set; }
 
         /// <summary>Compute threads of the CPU backend; default: one per core.</summary>

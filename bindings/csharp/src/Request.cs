@@ -39,7 +39,8 @@ namespace Inflight
         /// <summary>Strings that end the output. The text ends before the match.</summary>
         public IReadOnlyCollection<string> Stop { get; set; }
 
-        /// <summary>In [0, 100]; 0 always takes the likeliest token.</summary>
+        /// <summary>In [0, 100]; 0 always takes the likeliest token. Null: what generation_config.json recommends where
+        /// it says do_sample, else 0; 0 for every GGUF file.</summary>
         public float? Temperature { get; set; }
 
         /// <summary>Samples among so many likeliest tokens only; 0: off.</summary>

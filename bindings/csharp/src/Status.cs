@@ -14,7 +14,7 @@ namespace Inflight
         InvalidStructSize = 3,
         /// <summary>Text that must be UTF-8 is not.</summary>
         InvalidUtf8 = 4,
-        /// <summary>This build of the library cannot do it.</summary>
+        /// <summary>This version of the library, or the model, cannot do it.</summary>
         Unsupported = 5,
         /// <summary>The prompt, or the prompt and the tokens asked for, can never fit.</summary>
         PromptTooLong = 6,
@@ -38,7 +38,8 @@ namespace Inflight
         DeviceOutOfMemory = 202,
         /// <summary>What the options ask for does not fit their MemoryLimitBytes.</summary>
         MemoryLimit = 203,
-        /// <summary>There is no such device, or its driver is missing.</summary>
+        /// <summary>There is no such device, or its driver, cuBLASLt or the library's backend for it is
+        /// missing.</summary>
         DeviceUnavailable = 300,
         /// <summary>The device failed fatally, and the engine with it.</summary>
         DeviceLost = 301,

@@ -24,7 +24,8 @@ pub struct EngineArgs {
     #[arg(long, default_value = "auto")]
     pub device: String,
 
-    /// Type that weights are kept in; auto is bf16 on the CPU
+    /// Type that weights and KV cache are kept in; auto is bf16. f32 is of the CPU alone, which --device auto then
+    /// takes
     #[arg(long, value_enum, default_value_t = DTypeArg::Auto)]
     pub dtype: DTypeArg,
 
@@ -32,8 +33,9 @@ pub struct EngineArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
 
-    /// Longest prompt plus output in tokens; 0: what the model was trained for. Where RoPE depends on the context's
-    /// length (dynamic NTK, LongRoPE), it is that of this length for every request
+    /// Longest prompt plus output in tokens; 0: what the model was trained for. A KV cache of fewer tokens lowers
+    /// it. Where RoPE depends on the context's length (dynamic NTK, LongRoPE), it is that of this length for every
+    /// request
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub max_model_len: usize,
 
@@ -41,11 +43,14 @@ pub struct EngineArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub max_sequences: usize,
 
-    /// Tokens in one step: one for each running sequence first, then chunks of prompts; 0: 512, on CUDA 8192
+    /// Tokens in one step, which go by priority and, of equal priority, one to each running sequence before chunks
+    /// of prompts; 0: 512, on CUDA 8192, and at least twice --max-sequences
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub max_batched_tokens: usize,
 
-    /// Memory of the KV cache, such as 512MiB; 0: chosen from --max-sequences and the free memory
+    /// Memory of the KV cache, such as 512MiB; 0: enough for --max-sequences full contexts, but at most a quarter of
+    /// the host's available memory, or what weights and workspace leave of nine tenths of a CUDA device's free
+    /// memory. --memory-limit lowers that further
     #[arg(long, value_name = "BYTES", default_value = "0", value_parser = parse_bytes)]
     pub kv_cache: u64,
 
@@ -170,7 +175,8 @@ pub struct RequestArgs {
     #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Limits")]
     pub priority: Option<i32>,
 
-    /// 0: always the most probable token; higher: more varied
+    /// 0: always the most probable token; higher: more varied [default: what generation_config.json recommends where
+    /// it says do_sample, else 0]
     #[arg(long, value_name = "T", help_heading = "Sampling")]
     pub temperature: Option<f32>,
 
@@ -186,7 +192,8 @@ pub struct RequestArgs {
     #[arg(long, value_name = "P", help_heading = "Sampling")]
     pub min_p: Option<f32>,
 
-    /// Same seed, model and device: same tokens; without it every run differs
+    /// Same seed, model and device: same tokens, on CUDA only where the same requests run beside it; without a seed
+    /// every run differs
     #[arg(long, value_name = "S", help_heading = "Sampling")]
     pub seed: Option<u64>,
 

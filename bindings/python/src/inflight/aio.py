@@ -158,11 +158,12 @@ class AsyncEngine:
         self._queue.close()
 
     def generate(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> AsyncStream:
-        """Continues a text, or token ids, as they stand. Returns at once; iterating waits."""
+        """Continues a text, or token ids, as they stand. Only iterating waits for the model."""
         return AsyncStream(self, text_request(prompt, options))
 
     def chat(self, messages: Messages, **options: Unpack[RequestOptions]) -> AsyncStream:
-        """Answers what a user says, or the last of several messages. Returns at once; iterating waits."""
+        """Answers what a user says, or the last of several messages. Only iterating waits for the model, but the chat
+        template is rendered here, which may take up to 50 ms, some messages twice that: see ifl_engine_enqueue."""
         return AsyncStream(self, chat_request(messages, options))
 
     def _start(self, stream: AsyncStream, request: RequestArguments) -> int:

@@ -204,11 +204,12 @@ class Engine:
         return fill(MemoryPlan, _abi.MemoryPlan(), library().ifl_engine_plan, byref(options))
 
     def generate(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> Stream:
-        """Continues a text, or token ids, as they stand. Returns at once; iterating waits."""
+        """Continues a text, or token ids, as they stand. Only iterating waits for the model."""
         return Stream(self, text_request(prompt, options))
 
     def chat(self, messages: Messages, **options: Unpack[RequestOptions]) -> Stream:
-        """Answers what a user says, or the last of several messages. Returns at once; iterating waits."""
+        """Answers what a user says, or the last of several messages. Only iterating waits for the model, but the chat
+        template is rendered here, which may take up to 50 ms, some messages twice that: see ifl_engine_enqueue."""
         return Stream(self, chat_request(messages, options))
 
     def enqueue(

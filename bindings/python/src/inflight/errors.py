@@ -76,7 +76,7 @@ class InvalidUtf8Error(ArgumentError):
 
 
 class UnsupportedError(ArgumentError):
-    """This build of the library, or the model, cannot do it."""
+    """This version of the library, or the model, cannot do it."""
 
 
 class PromptTooLongError(ArgumentError):
@@ -124,7 +124,7 @@ class MemoryLimitError(ResourceError):
 
 
 class DeviceUnavailableError(DeviceError):
-    """There is no such device, or its driver is missing."""
+    """There is no such device, or its driver, cuBLASLt or the library's backend for it is missing."""
 
 
 class DeviceLostError(DeviceError):

@@ -30,13 +30,17 @@ class EngineLimits(TypedDict, total=False):
     max_batched_tokens: int
     """Tokens that one step runs at most, over all sequences."""
     max_model_len: int
-    """Longest prompt plus output of one request in tokens."""
+    """Longest prompt plus output of one request in tokens. A KV cache of fewer tokens lowers it: MemoryPlan and
+    ModelInfo tell what it has become."""
     kv_block_size: int
     """Tokens in a block of the KV cache, a multiple of 16."""
     kv_cache_bytes: int
-    """Bytes for the KV cache, per device."""
+    """Bytes for the KV cache, per device. By default enough for max_num_sequences full contexts, but at most a quarter
+    of the memory that the host has available, or what weights and workspace leave of nine tenths of a CUDA device's
+    free memory; memory_limit_bytes lowers that further."""
     memory_limit_bytes: int
-    """Hard limit in bytes on weights, KV cache and workspace together, per device."""
+    """Hard limit in bytes on weights, KV cache and workspace together, per device; inflight.h says what is not
+    counted."""
     num_threads: int
     """Compute threads of the CPU backend."""
     max_queued_requests: int
@@ -54,7 +58,7 @@ class EngineOptions(EngineLimits, total=False):
     """ "auto" (the default), "cpu", "cuda", "cuda:0", "cuda:0,1" (more than one: not supported yet), or "echo", which
     answers with the prompt."""
     dtype: Dtype
-    """Type to keep weights in."""
+    """Type to keep weights and KV cache in; by default bfloat16. F32 is of the CPU alone."""
     log: Callable[[LogLevel, str], object] | None
     """Gets a level and a line, on threads of the engine."""
     log_level: LogLevel
@@ -86,7 +90,8 @@ class RequestOptions(TypedDict, total=False):
     stop_tokens: Sequence[int]
     """Tokens that end the output, besides the model's own."""
     temperature: float
-    """0 to 100; 0 always takes the likeliest token."""
+    """0 to 100; 0 always takes the likeliest token. By default what generation_config.json recommends where it says
+    do_sample, else 0; 0 for every GGUF file."""
     top_k: int
     """Samples among the top_k likeliest tokens only; 0: off."""
     top_p: float
