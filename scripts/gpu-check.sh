@@ -92,6 +92,7 @@ for part in "${@:-tests}"; do
     ;;
   bench)
     results=${OUT:-$(mktemp -d)}
+    mkdir -p "$results"
     shape_rows gpt-j-6b gpt_j_6b.json
     shape_rows llama-3-8b llama_3_8b.json
     loading_row

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing on this machine and fetches the model of the demo and the tests. Says what it does,
-# and nothing where nothing is to do. Everything that it fetches goes to .cache/ in the project.
+# and nothing where nothing is to do. What it fetches goes to .cache/ in the project, beside what cargo and pip keep
+# for themselves; Debian packages that are missing are installed with apt.
 #
 # usage: scripts/setup.sh [--test | --bindings [LANGUAGE...]]
 #   --test       also what only the tests need: valgrind and cbindgen
