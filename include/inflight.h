@@ -99,7 +99,8 @@
  * parent creates any: what other threads were doing at that moment stays half done in the child.
  *
  * Versions. IFL_VERSION is the header's, ifl_version the library's. From 1.0 on, programs run with every
- * later library of the same major version; the file is called libinflight.so.MAJOR.
+ * later library of the same major version; before, of the same minor version (see ifl_version). The file is called
+ * libinflight.so.MAJOR.
  *
  * To test a host without a model, use the device "echo": it needs no files and answers with the prompt. Its
  * tokens are the bytes of the text.
@@ -122,7 +123,9 @@
 /// Length of a text that ends with a NUL, in place of its number of bytes. Since 0.1.0.
 #define IFL_NUL_TERMINATED UINT64_MAX
 
-/// Sampling parameter that stands for what the model's files recommend. Since 0.1.0.
+/// Sampling parameter that stands for what the model's generation_config.json recommends; a temperature counts
+/// there only where the file says do_sample. Without a recommendation, as with every GGUF file, temperature is 0
+/// and the other parameters are off. Since 0.1.0.
 #define IFL_MODEL_DEFAULT (-1)
 
 /// Seed that stands for a fresh one for each request. Since 0.1.0.
@@ -167,7 +170,8 @@ typedef enum {
     IFL_INVALID_STRUCT_SIZE = 3,
     /// Text that must be UTF-8 is not.
     IFL_INVALID_UTF8 = 4,
-    /// This build of the library cannot do it; see ifl_has_feature.
+    /// This version of the library cannot do it, such as run on more than one CUDA device, or the model cannot, such
+    /// as chat without a chat template.
     IFL_UNSUPPORTED = 5,
     /// The prompt, or the prompt and the tokens asked for, can never fit the context or the KV cache.
     IFL_PROMPT_TOO_LONG = 6,
@@ -192,7 +196,8 @@ typedef enum {
     IFL_DEVICE_OUT_OF_MEMORY = 202,
     /// What the options ask for does not fit their memory_limit_bytes.
     IFL_MEMORY_LIMIT = 203,
-    /// There is no such device, or its driver is missing.
+    /// There is no such device, or what it needs is missing: its driver, cuBLASLt, or this build's backend for it
+    /// (ifl_has_feature).
     IFL_DEVICE_UNAVAILABLE = 300,
     /// The device failed fatally. The engine is dead and its requests have ended with this status; the
     /// process is not harmed, but may have to restart before it can use that device again.
@@ -233,9 +238,10 @@ typedef enum {
 ///
 /// Since 0.1.0.
 typedef enum {
-    /// The device's own choice: bfloat16 on the CPU.
+    /// bfloat16, on the CPU and on CUDA.
     IFL_DTYPE_AUTO = 0,
-    /// IEEE single precision.
+    /// IEEE single precision, which only the CPU has: the device "auto" then takes the CPU, and "cuda" is
+    /// IFL_INVALID_ARGUMENT.
     IFL_DTYPE_F32 = 1,
     /// bfloat16.
     IFL_DTYPE_BF16 = 2,
@@ -375,8 +381,9 @@ typedef int32_t ifl_log_level;
 /// - message_len: its length in bytes without the NUL.
 ///
 /// Threads: called on the engine's threads and on threads that call the engine, by several at once, and never
-/// while the library holds a lock that its functions take. It may call this library, but not destroy its own
-/// engine. It must return: no longjmp, no C++ exception, no unwinding may leave it. No call of it begins
+/// while the library holds a lock that its functions take. It may call this library, but neither close nor destroy
+/// its own engine, and must not wait, not in ifl_engine_poll or ifl_queue_poll either: the engine's requests stand
+/// still meanwhile. It must return: no longjmp, no C++ exception, no unwinding may leave it. No call of it begins
 /// once ifl_engine_destroy has returned, or ifl_engine_create has failed. A call that is under way is waited
 /// for as long as ifl_engine_destroy may take, 2 seconds, and goes on after that where it takes longer.
 /// Since 0.1.0.
@@ -400,13 +407,14 @@ typedef int32_t (*ifl_progress_callback)(void *user_data,
 
 /// What ifl_engine_create loads, and how. Fill it with ifl_engine_options_init or IFL_ENGINE_OPTIONS_INIT,
 /// then set what should differ. Only model is required; 0 and NULL mean "choose for me" in every other field.
-/// The library reads the struct, and what it points to, during the call only.
+/// A value outside a field's range is IFL_INVALID_ARGUMENT. The library reads the struct, and what it points to,
+/// during the call only.
 ///
 /// Since 0.1.0.
 typedef struct {
     /// sizeof(ifl_engine_options).
     uint32_t struct_size;
-    /// Type to keep weights in.
+    /// Type to keep weights and KV cache in; default IFL_DTYPE_AUTO.
     ifl_dtype dtype;
     /// Path of a model directory in Hugging Face layout, or of a GGUF file; UTF-8. Not used by the device
     /// "echo".
@@ -414,29 +422,34 @@ typedef struct {
     /// Length of model in bytes, or IFL_NUL_TERMINATED, the default.
     uint64_t model_len;
     /// "auto" (the default: CUDA device 0, or where it cannot be used the CPU; one whose memory is taken is an
-    /// error), "cpu", "cuda", "cuda:0", "cuda:0,1" (more than one: not supported yet), or "echo", which needs no
-    /// model and answers with the prompt, byte for byte, and an end-of-sequence token without text ("echo:1000":
+    /// error), "cpu", "cuda", "cuda:0", "cuda:0,1" (more than one: IFL_UNSUPPORTED so far), or "echo", which needs
+    /// no model and answers with the prompt, byte for byte, and an end-of-sequence token without text ("echo:1000":
     /// 1000 microseconds a step).
     const char *device;
     /// Length of device in bytes, or IFL_NUL_TERMINATED, the default.
     uint64_t device_len;
-    /// Sequences that can be in one step; default 64, on CUDA 256.
+    /// Sequences that can be in one step, at most 65536; default 64, on CUDA 256.
     uint32_t max_num_sequences;
-    /// Tokens that one step runs at most, over all sequences; default 512, on CUDA 8192.
+    /// Tokens that one step runs at most, over all sequences: more than max_num_sequences, at most 1048576. Default
+    /// 512, on CUDA 8192, and at least twice max_num_sequences.
     uint32_t max_batched_tokens;
-    /// Longest prompt plus output of one request in tokens; default: what the model was trained for. Where
-    /// RoPE depends on the context's length (dynamic NTK, LongRoPE), it is that of this length for every
-    /// request, however short.
+    /// Longest prompt plus output of one request in tokens, at most 16777216 and what the model supports; default:
+    /// what it was trained for. A KV cache of fewer tokens lowers it, which is no error but logged as a warning:
+    /// ifl_memory_plan and ifl_model_info tell what it has become. Where RoPE depends on the context's length
+    /// (dynamic NTK, LongRoPE), it is that of this length for every request, however short.
     uint32_t max_model_len;
-    /// Tokens in a block of the KV cache, a multiple of 16; default 64.
+    /// Tokens in a block of the KV cache, a multiple of 16, at most 4096; default 64.
     uint32_t kv_block_size;
-    /// Bytes for the KV cache, per device, at most 4194304 blocks; default: enough for max_num_sequences full
-    /// contexts, at most a quarter of the memory that the host has available, or what weights and workspace
-    /// leave of nine tenths of a CUDA device's free memory.
+    /// Bytes for the KV cache, per device: as many whole blocks as they hold, at least one, at most 4194304.
+    /// Default: enough for max_num_sequences full contexts, but at most a quarter of the memory that the host has
+    /// available, or what weights and workspace leave of nine tenths of a CUDA device's free memory.
+    /// memory_limit_bytes lowers that further and never raises it.
     uint64_t kv_cache_bytes;
-    /// Hard limit in bytes on weights, KV cache and workspace together, per device; default: none.
+    /// Hard limit in bytes on weights, KV cache and workspace together, per device; default: none. What does not fit
+    /// is IFL_MEMORY_LIMIT. Not counted: the tokenizer and what waits to be polled, and with CUDA the driver's
+    /// context, loaded kernels, recorded graphs and buffers in the host's memory.
     uint64_t memory_limit_bytes;
-    /// Compute threads of the CPU backend, and threads that load weights; default: one per core.
+    /// Compute threads of the CPU backend, and threads that load weights, at most 1024; default: one per core.
     uint32_t num_threads;
     /// Requests that can be accepted and whose last event has not been polled; one more gets IFL_BUSY. Together
     /// with max_unread_tokens this bounds what waits to be polled. Default 4096.
@@ -468,7 +481,7 @@ typedef int32_t ifl_prompt_kind;
 
 /// One request. Fill it with ifl_request_init or IFL_REQUEST_INIT, then set prompt and what should differ
 /// from the defaults. The library reads the struct, and what it points to, during ifl_engine_enqueue only.
-/// Flags are 0 or 1.
+/// Flags are 0 or 1. A value outside a field's range is IFL_INVALID_ARGUMENT.
 ///
 /// Since 0.1.0.
 typedef struct {
@@ -476,11 +489,13 @@ typedef struct {
     uint32_t struct_size;
     /// What the prompt is; default IFL_PROMPT_TEXT.
     ifl_prompt_kind prompt_kind;
-    /// The prompt as text or JSON, UTF-8; NULL for IFL_PROMPT_TOKENS.
+    /// The prompt as text or JSON, UTF-8; NULL for IFL_PROMPT_TOKENS. Text of more than 16 MiB, or than
+    /// max_model_len tokens can hold, is IFL_PROMPT_TOO_LONG. JSON of more than 16 MiB, which IFL_PROMPT_USER is
+    /// turned into, is IFL_INVALID_ARGUMENT.
     const char *prompt;
     /// Length of prompt in bytes, or IFL_NUL_TERMINATED, the default.
     uint64_t prompt_len;
-    /// The prompt as token ids, for IFL_PROMPT_TOKENS; NULL otherwise.
+    /// The prompt as token ids, at least one, for IFL_PROMPT_TOKENS; NULL otherwise.
     const uint32_t *prompt_tokens;
     /// Number of prompt_tokens.
     uint64_t num_prompt_tokens;
@@ -492,7 +507,8 @@ typedef struct {
     uint32_t parse_special_tokens;
     /// Most tokens to produce; 0, the default: until the context is full.
     uint32_t max_tokens;
-    /// Tokens before which only max_tokens, cancellation and errors end the output; default 0.
+    /// Tokens before which only max_tokens, cancellation and errors end the output, at most max_tokens and what the
+    /// context leaves; default 0.
     uint32_t min_tokens;
     /// Flag: do not stop at the model's end-of-sequence tokens; default 0.
     uint32_t ignore_eos;
@@ -508,17 +524,18 @@ typedef struct {
     ifl_queue *queue;
     /// Tokens that end the output, besides the model's own. They are reported but give no text. Default none.
     const uint32_t *stop_tokens;
-    /// Number of stop_tokens.
+    /// Number of stop_tokens, at most 256.
     uint64_t num_stop_tokens;
-    /// Strings that end the output, UTF-8, not empty. The text ends before the match, which may lie across
-    /// tokens. Default none.
+    /// Strings that end the output, UTF-8, of 1 to 4096 bytes each. The text ends before the match, which may lie
+    /// across tokens. Default none.
     const char *const *stop_strings;
     /// Length in bytes of each of stop_strings, or IFL_NUL_TERMINATED; NULL: all are NUL-terminated.
     const uint64_t *stop_string_lens;
-    /// Number of stop_strings.
+    /// Number of stop_strings, at most 64.
     uint64_t num_stop_strings;
-    /// In [0, 100]; 0 always takes the likeliest token. Default IFL_MODEL_DEFAULT: what the model's files
-    /// recommend.
+    /// In [0, 100]; 0 always takes the likeliest token. Default IFL_MODEL_DEFAULT: what generation_config.json
+    /// recommends where it says do_sample (1 where it names no temperature), else 0. A GGUF file recommends nothing,
+    /// so 0.
     float temperature;
     /// Samples among the top_k likeliest tokens only; 0: off. Default IFL_MODEL_DEFAULT.
     int32_t top_k;
@@ -546,7 +563,7 @@ typedef struct {
     const uint32_t *logit_bias_tokens;
     /// The finite number to add for each of logit_bias_tokens.
     const float *logit_bias_values;
-    /// Number of logit_bias_tokens and of logit_bias_values.
+    /// Number of logit_bias_tokens and of logit_bias_values, at most 1024.
     uint64_t num_logit_biases;
 } ifl_request;
 
@@ -614,7 +631,9 @@ typedef struct {
     uint64_t total_us;
 } ifl_event;
 
-/// Exact bytes that an engine reserves, per device. Set struct_size before the call.
+/// Exact bytes that an engine reserves, per device. Set struct_size before the call. Not counted: the tokenizer and
+/// what waits to be polled, and with CUDA the driver's context, loaded kernels, recorded graphs and buffers in the
+/// host's memory.
 ///
 /// Since 0.1.0.
 typedef struct {
@@ -636,7 +655,8 @@ typedef struct {
     uint64_t num_kv_blocks;
     /// Tokens in a block.
     uint64_t kv_block_size;
-    /// Longest prompt plus output of one request, in tokens.
+    /// Longest prompt plus output of one request, in tokens: what the options say or the model was trained for, or
+    /// fewer where the KV cache holds fewer.
     uint64_t max_model_len;
 } ifl_memory_plan;
 
@@ -686,9 +706,9 @@ typedef struct {
     uint32_t struct_size;
     /// Token ids are below this.
     uint32_t vocab_size;
-    /// Longest prompt plus output of one request, in tokens.
+    /// Longest prompt plus output of one request, in tokens; see ifl_memory_plan.
     uint32_t max_model_len;
-    /// Flag: there is a chat template, for IFL_PROMPT_USER and IFL_PROMPT_CHAT.
+    /// Flag: there is a chat template that can be used, for IFL_PROMPT_USER and IFL_PROMPT_CHAT.
     uint32_t has_chat_template;
 } ifl_model_info;
 
@@ -803,15 +823,21 @@ void ifl_events_free(ifl_events *events);
 
 /// Loads a model and starts the engine's threads. A process may have several engines.
 ///
+/// With CUDA the host may use the device meanwhile, and record graphs of its own at any time. Where max_num_sequences
+/// is above 16, creation captures what cuBLASLt launches, for some tens of milliseconds at its end: a host had better
+/// not synchronise the whole device (cudaDeviceSynchronize, cuCtxSynchronize) on another thread then. Such a call
+/// gives cudaErrorStreamCaptureUnsupported, and can be repeated, but where it meets the capture's first or last moment
+/// it may crash in the driver (580.159.04).
+///
 /// - options: what to load, and how; read during the call only. Not NULL.
 /// - engine: receives the handle; end it with ifl_engine_destroy. Not NULL.
 /// - error: receives the error where the call fails; may be NULL.
 ///
 /// Threads: any, at any time. Takes as long as loading does; the progress callback of the options can abort
 /// it.
-/// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_STRUCT_SIZE, IFL_INVALID_UTF8; IFL_MODEL_NOT_FOUND,
-/// IFL_MODEL_IO, IFL_MODEL_INVALID, IFL_MODEL_UNSUPPORTED; IFL_OUT_OF_MEMORY, IFL_DEVICE_OUT_OF_MEMORY,
-/// IFL_MEMORY_LIMIT; IFL_DEVICE_UNAVAILABLE, IFL_DEVICE_LOST; IFL_ABORTED. Since 0.1.0.
+/// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_STRUCT_SIZE, IFL_INVALID_UTF8; IFL_UNSUPPORTED for more than one CUDA
+/// device; IFL_MODEL_NOT_FOUND, IFL_MODEL_IO, IFL_MODEL_INVALID, IFL_MODEL_UNSUPPORTED; IFL_OUT_OF_MEMORY,
+/// IFL_DEVICE_OUT_OF_MEMORY, IFL_MEMORY_LIMIT; IFL_DEVICE_UNAVAILABLE, IFL_DEVICE_LOST; IFL_ABORTED. Since 0.1.0.
 ifl_status ifl_engine_create(const ifl_engine_options *options,
                              ifl_engine **engine,
                              ifl_error **error);
@@ -830,8 +856,8 @@ ifl_status ifl_engine_plan(const ifl_engine_options *options,
                            ifl_memory_plan *plan,
                            ifl_error **error);
 
-/// Hands a request to the engine and returns at once; the answer comes as events. Exactly one event of each
-/// accepted request, its last, is of kind IFL_EVENT_FINISHED.
+/// Hands a request to the engine without waiting for the model; the answer comes as events. Exactly one event of
+/// each accepted request, its last, is of kind IFL_EVENT_FINISHED.
 ///
 /// A request takes one of the engine's max_queued_requests places and gives it back when its last event is polled or,
 /// where its queue is destroyed, when it has ended, within one step after that. While every place is taken this call
@@ -846,10 +872,14 @@ ifl_status ifl_engine_plan(const ifl_engine_options *options,
 /// - error: receives the error where the call fails; may be NULL. The request was not accepted then and gives
 ///   no events.
 ///
-/// Threads: any, at any time. Never waits for the model; the prompt is tokenised on the calling thread.
-/// Errors: IFL_BUSY, as above; IFL_INVALID_ARGUMENT, IFL_INVALID_STRUCT_SIZE, IFL_INVALID_UTF8,
-/// IFL_PROMPT_TOO_LONG, IFL_UNSUPPORTED, IFL_TEMPLATE_FAILED; IFL_INVALID_HANDLE, IFL_FORKED; IFL_CLOSED, or
-/// what ended the engine, such as IFL_DEVICE_LOST. Since 0.1.0.
+/// Threads: any, at any time. The prompt is tokenised on the calling thread. Chat messages are rendered before, on a
+/// short-lived thread that the call waits for: at most 50 ms of processor time, and that twice where a message has a
+/// character with which special tokens begin, such as "<". Where frames must not be late, enqueue from another
+/// thread.
+/// Errors: IFL_BUSY, as above; IFL_INVALID_ARGUMENT, IFL_INVALID_STRUCT_SIZE, IFL_INVALID_UTF8, IFL_PROMPT_TOO_LONG;
+/// for chat messages IFL_UNSUPPORTED where the model has no template, IFL_MODEL_INVALID or IFL_MODEL_UNSUPPORTED
+/// where its template cannot be used, and IFL_TEMPLATE_FAILED; IFL_OUT_OF_MEMORY; IFL_INVALID_HANDLE, IFL_FORKED;
+/// IFL_CLOSED, or what ended the engine, such as IFL_DEVICE_LOST. Since 0.1.0.
 ifl_status ifl_engine_enqueue(ifl_engine *engine,
                               const ifl_request *request,
                               uint64_t *request_id,
@@ -1020,7 +1050,7 @@ void ifl_queue_destroy(ifl_queue *queue);
 /// Token ids of a text.
 ///
 /// - engine: the engine whose model's tokenizer to use.
-/// - text: UTF-8. May be NULL where text_len is 0.
+/// - text: UTF-8, at most 16 MiB. May be NULL where text_len is 0.
 /// - text_len: its length in bytes, or IFL_NUL_TERMINATED.
 /// - flags: IFL_TEXT_ADD_SPECIAL, IFL_TEXT_PARSE_SPECIAL, both or 0.
 /// - tokens: receives a buffer to read with ifl_buffer_tokens; free it with ifl_buffer_free. Not NULL.
@@ -1057,16 +1087,17 @@ ifl_status ifl_detokenize(ifl_engine *engine,
 /// the messages themselves (IFL_PROMPT_CHAT), and then content cannot spell special tokens.
 ///
 /// - engine: the engine whose model's template to use.
-/// - messages: JSON array of messages, such as [{"role": "user", "content": "Hello"}], UTF-8.
+/// - messages: JSON array of messages, such as [{"role": "user", "content": "Hello"}], UTF-8, at most 16 MiB.
 /// - messages_len: its length in bytes, or IFL_NUL_TERMINATED.
 /// - flags: IFL_TEXT_GENERATION_PROMPT or 0.
 /// - text: receives a buffer to read with ifl_buffer_text; free it with ifl_buffer_free. Not NULL.
 /// - error: receives the error where the call fails; may be NULL.
 ///
-/// Threads: any, at any time; the call returns when the work is done, which takes at most 50 ms of processor time
-/// and makes at most 16 MiB of text.
+/// Threads: any, at any time; the call waits for a short-lived thread that does the work, which takes at most 50 ms
+/// of processor time and makes at most 16 MiB of text.
 /// Errors: IFL_INVALID_ARGUMENT, IFL_INVALID_UTF8, IFL_INVALID_HANDLE, IFL_FORKED; IFL_UNSUPPORTED where the
-/// model has no template; IFL_TEMPLATE_FAILED. Since 0.1.0.
+/// model has no template, IFL_MODEL_INVALID or IFL_MODEL_UNSUPPORTED where its template cannot be used, and
+/// IFL_TEMPLATE_FAILED; IFL_OUT_OF_MEMORY. Since 0.1.0.
 ifl_status ifl_apply_chat_template(ifl_engine *engine,
                                    const char *messages,
                                    uint64_t messages_len,
@@ -1106,7 +1137,9 @@ void ifl_buffer_free(ifl_buffer *buffer);
 /// Version of the library that is running, as IFL_VERSION is of the header that the program was compiled
 /// with: major * 10000 + minor * 100 + patch.
 ///
-/// A program compiled with one header runs with every later library of the same major version.
+/// From 1.0 on, a program compiled with one header runs with every later library of the same major version.
+/// Before, the ABI may change with the minor version, which the soname does not show: check that
+/// ifl_version() / 100 == IFL_VERSION / 100.
 ///
 /// Threads: any, at any time. Errors: none. Since 0.1.0.
 uint32_t ifl_version(void);

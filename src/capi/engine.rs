@@ -208,9 +208,11 @@ impl From<&ModelInfo> for ifl_model_info {
 
 /// Loads a model and starts the engine's threads. A process may have several engines.
 ///
-/// With CUDA it records steps, for some milliseconds at a time. A host had better not synchronise the whole device
-/// (cudaDeviceSynchronize, cuCtxSynchronize) on another thread meanwhile: that call may give
-/// cudaErrorStreamCaptureUnsupported, and can be repeated. Streams and events of the host's own are not touched.
+/// With CUDA the host may use the device meanwhile, and record graphs of its own at any time. Where max_num_sequences
+/// is above 16, creation captures what cuBLASLt launches, for some tens of milliseconds at its end: a host had better
+/// not synchronise the whole device (cudaDeviceSynchronize, cuCtxSynchronize) on another thread then. Such a call
+/// gives cudaErrorStreamCaptureUnsupported, and can be repeated, but where it meets the capture's first or last moment
+/// it may crash in the driver (580.159.04).
 ///
 /// - options: what to load, and how; read during the call only. Not NULL.
 /// - engine: receives the handle; end it with ifl_engine_destroy. Not NULL.

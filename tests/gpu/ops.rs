@@ -223,7 +223,8 @@ fn products_with_activations() {
 /// Widths of tiles to try for products of `rows` rows; 0: none, the library's.
 fn ways(rig: &Rig, rows: usize) -> Vec<usize> {
     let tiles = if rows > 16 { rig.gpu.tile_columns() } else { &[] };
-    [&[0], tiles].concat()
+    let library: &[usize] = if tiles.is_empty() || !is_in_own_tiles() { &[0] } else { &[] };
+    [library, tiles].concat()
 }
 
 #[test]

@@ -20,8 +20,21 @@ pub fn sizes(sizes: &[usize], max: usize) -> Vec<usize> {
     sizes.iter().copied().filter(|&size| !is_small() || size <= max).collect()
 }
 
+/// Whether products of many rows run in our own kernels alone, where there are some: compute-sanitizer takes the
+/// library's barriers for races.
+pub fn is_in_own_tiles() -> bool {
+    std::env::var_os("INFLIGHT_GPU_TEST_TILES").is_some()
+}
+
+/// A device, whose products of many rows run in the way that is fastest, unless they have to run in our own.
 pub fn gpu() -> Cuda {
-    Cuda::new(0).expect("this test needs a CUDA device")
+    let mut gpu = Cuda::new(0).expect("this test needs a CUDA device");
+    if is_in_own_tiles()
+        && let Some(&columns) = gpu.tile_columns().last()
+    {
+        gpu.force_tiles(columns);
+    }
+    gpu
 }
 
 /// One that multiplies many rows in the narrowest tiles, whatever is fastest, where it has kernels for that.
