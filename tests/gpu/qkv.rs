@@ -156,7 +156,8 @@ fn check(case: Case, rows: &[usize]) {
     for dtype in DTYPES.into_iter().take(if is_small() { 1 } else { DTYPES.len() }) {
         let mut run = Run::new(case, dtype);
         let tiles = run.rig.gpu.tile_columns();
-        let ways = [None, Some(0)].into_iter().chain(tiles.iter().copied().map(Some));
+        let library = (!is_in_own_tiles()).then_some(Some(0));
+        let ways = [None].into_iter().chain(library).chain(tiles.iter().copied().map(Some));
         for columns in ways {
             if let Some(columns) = columns {
                 run.rig.gpu.force_tiles(columns);
