@@ -239,8 +239,12 @@ impl<B: Backend> Backend for Faulty<B> {
         self.inner.allocated_bytes(sizes)
     }
 
-    fn workspace_bytes(&self, limits: &BackendLimits, num_kv_blocks: usize) -> u64 {
-        self.inner.workspace_bytes(limits, num_kv_blocks)
+    fn workspace_sizes(&self, limits: &BackendLimits, num_kv_blocks: usize) -> Vec<u64> {
+        self.inner.workspace_sizes(limits, num_kv_blocks)
+    }
+
+    fn num_unrecorded(&self) -> usize {
+        self.inner.num_unrecorded()
     }
 
     fn reserve(&mut self, limits: &BackendLimits) -> BackendResult<()> {

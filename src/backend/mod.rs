@@ -324,8 +324,9 @@ pub trait Backend: Send + 'static {
         sizes.iter().try_fold(0u64, |sum, &size| sum.checked_add(size))
     }
 
-    /// Bytes of workspace that the backend keeps for `limits` and a cache of so many blocks, beside tensors and cache.
-    fn workspace_bytes(&self, limits: &BackendLimits, num_kv_blocks: usize) -> u64;
+    /// Bytes of each allocation of [`Backend::reserve`], in their order: what the backend keeps for `limits` and a
+    /// cache of so many blocks, beside tensors and cache.
+    fn workspace_sizes(&self, limits: &BackendLimits, num_kv_blocks: usize) -> Vec<u64>;
 
     /// Reserves the workspace and the slots. Called once, before the first batch.
     fn reserve(&mut self, limits: &BackendLimits) -> BackendResult<()>;
@@ -395,6 +396,12 @@ pub trait Backend: Send + 'static {
     {
         self.load_batch(batch)?;
         operations(self, batch.num_tokens())
+    }
+
+    /// Sizes of steps that [`Backend::warm_up`] should have recorded and could not, since the host's use of the
+    /// device came between; they take longer.
+    fn num_unrecorded(&self) -> usize {
+        0
     }
 
     /// Prepares for steps of `operations` whose contexts reach up to `max_context_len` tokens: records them,

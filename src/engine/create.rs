@@ -276,10 +276,15 @@ pub(super) fn block_size(options: &EngineOptions) -> usize {
     if options.kv_block_size == 0 { DEFAULT_BLOCK_SIZE } else { options.kv_block_size }
 }
 
+/// The echo device's longest context where the cache has room for it.
+fn echo_context(options: &EngineOptions) -> usize {
+    if options.max_model_len == 0 { ECHO_MODEL_LEN } else { options.max_model_len }
+}
+
 /// The echo device counts one byte per token of its imaginary cache.
 fn plan_echo(options: &EngineOptions) -> Result<MemoryPlan> {
     let block_size = block_size(options);
-    let wanted = if options.max_model_len == 0 { ECHO_MODEL_LEN } else { options.max_model_len };
+    let wanted = echo_context(options);
     let budget = CacheBudget {
         block_bytes: block_size as u64,
         other_bytes: 0,
@@ -305,6 +310,7 @@ fn load_echo(options: &EngineOptions, step_time: Duration) -> Result<EngineParts
     let tokenizer = Tokenizer::bytes();
     let memory = plan_echo(options)?;
     model::check_fit(&memory, options, true)?;
+    model::warn_of_short_contexts(options, &memory, echo_context(options));
     let (eos_token, vocab_size) = (tokenizer.eos_tokens()[0], tokenizer.vocab_size());
     let executor = EchoExecutor::new(options.max_num_sequences, eos_token, step_time);
     Ok(EngineParts {

@@ -32,12 +32,7 @@ pub(super) fn load<B: Backend>(target: Target<B>, options: &EngineOptions) -> Re
     let spec = load_spec_from(&checkpoint, options.spec_path.as_deref())?;
     let Sizes { config, memory } = Sizes::choose(&target, &spec, options)?;
     check_fit(&memory, options, target.shares_host_memory)?;
-    if memory.max_model_len < config.max_model_len as u64 {
-        let (tokens, wanted) = (memory.max_model_len, config.max_model_len);
-        let message =
-            format_args!("contexts end at {tokens} tokens, not {wanted}: the KV cache has no room for more");
-        options.logger.log(LogLevel::Warn, message);
-    }
+    warn_of_short_contexts(options, &memory, config.max_model_len);
     if let Some(choice) = rope::choice(&spec, config.max_model_len) {
         options.logger.log(LogLevel::Info, format_args!("{choice}"));
     }
@@ -53,10 +48,28 @@ pub(super) fn load<B: Backend>(target: Target<B>, options: &EngineOptions) -> Re
     }
     let loading = LoadOptions { num_threads: options.num_threads, progress: options.progress.as_ref() };
     let decoder = Decoder::load(target.backend, &spec, &checkpoint, &config, &loading)?;
+    let num_unrecorded = decoder.backend().num_unrecorded();
+    if num_unrecorded > 0 {
+        let message = format_args!(
+            "steps of {num_unrecorded} sizes run slower than they could: while they were recorded, the host waited for \
+             the whole device"
+        );
+        options.logger.log(LogLevel::Warn, message);
+    }
     let token_quantum = decoder.backend().token_quantum(spec.hidden_size);
     let executor = Box::new(ModelExecutor::new(decoder, target.pipeline_depth));
     let facts = EngineFacts::new(options, tokenizer, spec.vocab_size, memory, token_quantum, target.device);
     Ok(EngineParts { executor, facts })
+}
+
+/// Says so where the cache has no room for contexts of `wanted` tokens.
+pub(super) fn warn_of_short_contexts(options: &EngineOptions, memory: &MemoryPlan, wanted: usize) {
+    let tokens = memory.max_model_len;
+    if tokens < wanted as u64 {
+        let message =
+            format_args!("contexts end at {tokens} tokens, not {wanted}: the KV cache has no room for more");
+        options.logger.log(LogLevel::Warn, message);
+    }
 }
 
 fn open(options: &EngineOptions) -> Result<Checkpoint> {
@@ -131,8 +144,9 @@ impl Sizes {
         };
         let mut planned = plan_with(budget.num_blocks(options)?)?;
         // What grows with the cache, and how allocations are rounded, shows in the plan alone.
-        let excess = planned.2.total_bytes().saturating_sub(options.memory_limit_bytes);
-        if options.kv_cache_bytes == 0 && options.memory_limit_bytes > 0 && excess > 0 {
+        let limit = options.memory_limit_bytes;
+        while options.kv_cache_bytes == 0 && limit > 0 && planned.0 > 1 && planned.2.total_bytes() > limit {
+            let excess = planned.2.total_bytes() - limit;
             planned = plan_with(planned.0.saturating_sub(excess.div_ceil(block_bytes)).max(1))?;
         }
         let (num_kv_blocks, config, chosen) = planned;

@@ -48,10 +48,9 @@ pub fn memory_plan<B: Backend>(
         rope_tables(spec, config).iter().map(BufferShape::num_bytes).collect();
     let dtype = backend.activation_dtype(config.weight_dtype);
     let activation_sizes = Activations::plan(&stored, &config.limits, dtype).sizes();
-    let workspace_sizes = [
-        Some(backend.workspace_bytes(&config.limits, kv_layout.num_blocks)),
-        expert_limits(&stored, &config.limits).map(|limits| backend.expert_workspace_bytes(&limits)),
-    ];
+    let mut workspace_sizes = backend.workspace_sizes(&config.limits, kv_layout.num_blocks);
+    workspace_sizes
+        .extend(expert_limits(&stored, &config.limits).map(|limits| backend.expert_workspace_bytes(&limits)));
     let mut buffers = Buffers { backend, sizes: Vec::new(), bytes: 0 };
     let mut taken = |what: &str, sizes: Option<Vec<u64>>| {
         sizes.and_then(|sizes| buffers.take(sizes)).ok_or_else(|| too_large(what))
@@ -65,7 +64,7 @@ pub fn memory_plan<B: Backend>(
         rope_table_bytes: taken("the longest context", rope_table_sizes)?,
         kv_cache_bytes: taken("the number of KV blocks", kv_cache_size.map(|size| vec![size]))?,
         activations_bytes: taken("the number of tokens or sequences in a batch", activation_sizes)?,
-        workspace_bytes: taken("the total", Some(workspace_sizes.into_iter().flatten().collect()))?,
+        workspace_bytes: taken("the total", Some(workspace_sizes))?,
     })
 }
 

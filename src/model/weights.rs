@@ -524,10 +524,10 @@ impl<T> LayerMlp<T> {
 impl<T> LayerWeights<T> {
     fn for_each<'a>(&'a self, visit: &mut impl FnMut(&'a T)) {
         let norms = [&self.attention_norm, &self.post_attention_norm, &self.mlp_norm, &self.post_mlp_norm];
-        norms
-            .into_iter()
+        self.qk_norm
+            .iter()
             .flatten()
-            .chain(self.qk_norm.iter().flatten())
+            .chain(norms.into_iter().flatten())
             .for_each(|norm| norm.for_each(visit));
         self.qkv.for_each(visit);
         self.attention_output.for_each(visit);

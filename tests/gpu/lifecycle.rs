@@ -51,9 +51,10 @@ fn the_workspace_is_as_large_as_it_says() {
     let limits = BackendLimits { max_tokens: 8192, max_slots: 512, vocab_size: 128_256 };
     let before = gpu.taken_bytes();
     gpu.reserve(&limits).unwrap();
-    let (actual, said) =
-        ((gpu.taken_bytes() - before) as f64, gpu.workspace_bytes(&limits, layout().num_blocks) as f64);
-    assert!((actual / said - 1.0).abs() < 0.05, "{actual} bytes, said {said}");
+    let taken = gpu.taken_bytes() - before;
+    let said = gpu.allocated_bytes(&gpu.workspace_sizes(&limits, layout().num_blocks)).unwrap();
+    // The small cache may have left room in a chunk.
+    assert!(taken <= said && said - taken <= 16 << 20, "{taken} bytes, said {said}");
 }
 
 /// Matrices of a megabyte or two, which would fill granules of the driver's memory badly one by one.
@@ -90,8 +91,7 @@ fn the_plan_counts_how_small_matrices_are_packed() {
     let plan = memory_plan(&gpu(), &spec, &config).unwrap();
     let decoder = Decoder::load(gpu(), &spec, &checkpoint, &config, &LoadOptions::default()).unwrap();
     let taken = decoder.backend().taken_bytes();
-    let error = taken as f64 / plan.total_bytes() as f64 - 1.0;
-    assert!(error.abs() < 0.02, "{taken} bytes taken, {} planned", plan.total_bytes());
+    assert_eq!(taken, plan.total_bytes());
 }
 
 #[test]

@@ -137,6 +137,21 @@ fn the_plan_is_what_creation_takes_and_destroying_gives_back() {
     assert_eq!(error.status(), Status::MemoryLimit, "{error}");
 }
 
+/// Blocks of the cache are no multiple of what the driver hands out.
+#[test]
+fn every_limit_is_kept_and_used() {
+    let (mut options, _file) = options();
+    options.max_num_sequences = 1024;
+    options.max_batched_tokens = 2048;
+    for step in 0..100 {
+        options.memory_limit_bytes = (600 << 20) + step * 1_234_567;
+        let plan = Engine::plan(&options).unwrap();
+        let (limit, total) = (options.memory_limit_bytes, plan.total_bytes());
+        assert!(plan.fits && total <= limit, "{total} bytes planned, limit {limit}");
+        assert!(plan.num_kv_blocks > 1 && limit - total < 20 << 20, "{total} bytes planned, limit {limit}");
+    }
+}
+
 /// Set in the child process of the next test.
 const CHILD: &str = "INFLIGHT_TEST_LOSES_DEVICE";
 

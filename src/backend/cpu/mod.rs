@@ -40,7 +40,7 @@ use super::{
 };
 use crate::error::Result;
 
-/// Widths that [`Backend::workspace_bytes`] plans with, which is asked before a model's widths are known; the
+/// Widths that [`Backend::workspace_sizes`] plans with, which is asked before a model's widths are known; the
 /// workspace itself grows to what the operations need.
 const MAX_PLANNED_WIDTH: usize = 4096;
 const MAX_PLANNED_HEAD_DIM: usize = 128;
@@ -163,15 +163,14 @@ impl Backend for Cpu {
         host_memory::available_bytes()
     }
 
-    fn workspace_bytes(&self, limits: &BackendLimits, _num_kv_blocks: usize) -> u64 {
+    fn workspace_sizes(&self, limits: &BackendLimits, _num_kv_blocks: usize) -> Vec<u64> {
         let per_thread = linear::PANEL_BYTES + attention::workspace_bytes(MAX_PLANNED_HEAD_DIM);
         let per_token = size_of::<u32>() + MAX_PLANNED_WIDTH * size_of::<half::bf16>();
         let per_slot = MAX_PLANNED_WIDTH * size_of::<f32>();
-        [(self.num_threads(), per_thread), (limits.max_tokens, per_token), (limits.max_slots, per_slot)]
-            .iter()
-            .map(|&(count, bytes)| count as u64 * bytes as u64)
-            .sum::<u64>()
-            + SlotTable::workspace_bytes(limits.max_slots, limits.vocab_size, self.num_threads())
+        let counted =
+            [(self.num_threads(), per_thread), (limits.max_tokens, per_token), (limits.max_slots, per_slot)];
+        let slots = SlotTable::workspace_bytes(limits.max_slots, limits.vocab_size, self.num_threads());
+        counted.iter().map(|&(count, bytes)| count as u64 * bytes as u64).chain([slots]).collect()
     }
 
     fn reserve(&mut self, limits: &BackendLimits) -> BackendResult<()> {

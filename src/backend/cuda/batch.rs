@@ -249,11 +249,16 @@ pub(super) struct StepState {
 }
 
 impl StepState {
-    /// Bytes on the device for `limits` and a cache of `num_blocks` blocks.
-    pub(super) fn device_bytes(limits: &BackendLimits, num_blocks: usize, num_multiprocessors: usize) -> u64 {
+    /// Bytes of its allocations for `limits` and a cache of `num_blocks` blocks.
+    pub(super) fn device_sizes(
+        limits: &BackendLimits,
+        num_blocks: usize,
+        num_multiprocessors: usize,
+    ) -> [u64; 6] {
         let layout = UploadLayout::new(limits, num_blocks, num_multiprocessors);
-        let derived = 3 * 4 * limits.max_tokens + limits.max_slots * size_of::<DeviceSlot>();
-        (layout.num_bytes + derived) as u64 + ARRIVALS_BYTES
+        let per_token = 4 * limits.max_tokens as u64;
+        let slots_bytes = limits.max_slots * size_of::<DeviceSlot>();
+        [layout.num_bytes as u64, per_token, per_token, per_token, slots_bytes as u64, ARRIVALS_BYTES]
     }
 
     pub(super) fn new(

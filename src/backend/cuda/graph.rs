@@ -55,6 +55,8 @@ impl Drop for Graph {
 #[derive(Default)]
 pub(super) struct Graphs {
     graphs: BTreeMap<usize, Graph>,
+    /// Sizes that could not be recorded.
+    pub(super) num_missing: usize,
     /// Contexts up to which the recorded operations were checked.
     max_context_len: usize,
     /// Shares of attention that the operations were recorded for at the most.
@@ -64,7 +66,7 @@ pub(super) struct Graphs {
 impl Graphs {
     /// An empty set for contexts of up to `max_context_len` tokens and up to `max_shares` shares of attention.
     pub(super) fn new(max_context_len: usize, max_shares: usize) -> Graphs {
-        Graphs { graphs: BTreeMap::new(), max_context_len, max_shares }
+        Graphs { max_context_len, max_shares, ..Graphs::default() }
     }
 
     /// What a step of up to `rows` rows is launched for.

@@ -80,10 +80,12 @@ fn marks_stride(vocab_size: usize) -> usize {
 }
 
 impl Histories {
-    /// Bytes on the device for `limits`.
-    pub(super) fn device_bytes(limits: &BackendLimits) -> u64 {
-        let slot_bytes = marks_stride(limits.vocab_size) * MARK_BYTES + MAX_EDITS * size_of::<LogitEdit>();
-        (limits.max_slots * slot_bytes + NUM_CHUNKS * CHUNK_ENTRIES * 4) as u64
+    /// Bytes of its allocations for `limits`.
+    pub(super) fn device_sizes(limits: &BackendLimits) -> impl Iterator<Item = u64> {
+        let marks_bytes = limits.max_slots * marks_stride(limits.vocab_size) * MARK_BYTES;
+        let edits_bytes = limits.max_slots * MAX_EDITS * size_of::<LogitEdit>();
+        let chunks = [CHUNK_ENTRIES * 4; NUM_CHUNKS];
+        [marks_bytes, edits_bytes].into_iter().chain(chunks).map(|bytes| bytes as u64)
     }
 
     pub(super) fn new(

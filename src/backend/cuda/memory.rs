@@ -27,7 +27,7 @@ enum Place {
 }
 
 /// How allocations share chunks: what a plan and an arena have in common.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Packing {
     /// What is left of each shared chunk.
     free_bytes: Vec<u64>,
@@ -77,20 +77,24 @@ impl Arena {
     /// `bytes` bytes, not initialised.
     pub(super) fn alloc(&mut self, gpu: &Gpu, bytes: u64, what: &str) -> BackendResult<DevicePtr> {
         let out_of_memory = || BackendError::OutOfMemory { what: what.to_owned(), bytes };
-        let (place, bytes) = self.packing.place(bytes).ok_or_else(out_of_memory)?;
-        match place {
-            Place::Alone(chunk_bytes) => self.alloc_chunk(gpu, chunk_bytes, what),
+        // What is not to be had leaves the arena as it was.
+        let mut packing = self.packing.clone();
+        let (place, bytes) = packing.place(bytes).ok_or_else(out_of_memory)?;
+        let start = match place {
+            Place::Alone(chunk_bytes) => self.alloc_chunk(gpu, chunk_bytes, what)?,
             Place::NewChunk => {
                 let start = self.alloc_chunk(gpu, CHUNK_BYTES, what)?;
                 self.free_starts.push(start + bytes);
-                Ok(start)
+                start
             }
             Place::Behind(chunk) => {
                 let start = self.free_starts[chunk];
                 self.free_starts[chunk] += bytes;
-                Ok(start)
+                start
             }
-        }
+        };
+        self.packing = packing;
+        Ok(start)
     }
 
     fn alloc_chunk(&mut self, gpu: &Gpu, bytes: u64, what: &str) -> BackendResult<DevicePtr> {

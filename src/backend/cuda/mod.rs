@@ -74,6 +74,8 @@ use crate::threads::with_signals_blocked;
 
 /// Memory that operations share: partial results of attention, or gathered rows for the logits.
 const SCRATCH_BYTES: u64 = 32 << 20;
+/// Most that slopes of attention heads take, which are written when they are first used.
+const SLOPES_BYTES: u64 = 16 << 10;
 
 /// One device, and everything on it.
 pub struct Cuda {
@@ -265,12 +267,11 @@ impl Backend for Cuda {
         memory::packed_bytes(sizes)
     }
 
-    fn workspace_bytes(&self, limits: &BackendLimits, num_kv_blocks: usize) -> u64 {
+    fn workspace_sizes(&self, limits: &BackendLimits, num_kv_blocks: usize) -> Vec<u64> {
         let num_multiprocessors = self.gpu.num_multiprocessors() as usize;
-        StepState::device_bytes(limits, num_kv_blocks, num_multiprocessors)
-            + Sampler::device_bytes(limits)
-            + SCRATCH_BYTES
-            + cublas::WORKSPACE_BYTES
+        let step = StepState::device_sizes(limits, num_kv_blocks, num_multiprocessors).into_iter();
+        let shared = [SCRATCH_BYTES, cublas::WORKSPACE_BYTES, SLOPES_BYTES];
+        step.chain(Sampler::device_sizes(limits)).chain(shared).collect()
     }
 
     fn available_bytes(&self) -> Option<u64> {
@@ -410,10 +411,14 @@ impl Backend for Cuda {
         warm_up::run(self, check, max_context_len, operations)
     }
 
+    fn num_unrecorded(&self) -> usize {
+        self.graphs.num_missing
+    }
+
     fn fork(&mut self) -> BackendResult<bool> {
         let (_, gpu, reserved, _) = self.reserved("fork")?;
-        // In recorded steps of few rows, products leave the device's bandwidth idle while attention waits for memory, and
-        // use nothing that both branches would write. Other launches are too slow to gain anything.
+        // In recorded steps of few rows, products leave the device's bandwidth idle while attention waits for memory,
+        // and use nothing that both branches would write. Other launches are too slow to gain anything.
         Ok(Linear::is_skinny(reserved.step.batch.launch.tokens) && gpu.fork())
     }
 

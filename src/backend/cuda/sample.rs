@@ -112,9 +112,9 @@ fn logprobs_offset(max_slots: usize) -> usize {
 }
 
 impl Sampler {
-    /// Bytes on the device for `limits`.
-    pub(super) fn device_bytes(limits: &BackendLimits) -> u64 {
-        Self::results_bytes(limits) + Histories::device_bytes(limits)
+    /// Bytes of its allocations for `limits`.
+    pub(super) fn device_sizes(limits: &BackendLimits) -> impl Iterator<Item = u64> {
+        [Self::results_bytes(limits)].into_iter().chain(Histories::device_sizes(limits))
     }
 
     fn results_bytes(limits: &BackendLimits) -> u64 {

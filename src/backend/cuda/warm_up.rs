@@ -43,11 +43,16 @@ pub(super) fn run(
     // Apart from the runs, so that what the host must not do while a library's work is captured is over soon.
     for rows in row_sizes {
         let (batch, sizes) = (decodes(rows, limits.vocab_size), graphs.launch_sizes(rows));
+        let mut graph = None;
         for _ in 0..=NUM_RETRIES {
-            if let Some(graph) = record(cuda, check, (&batch, sizes), operations)? {
-                graphs.insert(rows, graph);
+            graph = record(cuda, check, (&batch, sizes), operations)?;
+            if graph.is_some() {
                 break;
             }
+        }
+        match graph {
+            Some(graph) => graphs.insert(rows, graph),
+            None => graphs.num_missing += 1,
         }
     }
     cuda.gpu.end_capture();

@@ -31,8 +31,8 @@ impl Backend for Recorder {
         weights
     }
 
-    fn workspace_bytes(&self, limits: &BackendLimits, num_kv_blocks: usize) -> u64 {
-        (limits.max_tokens + num_kv_blocks) as u64
+    fn workspace_sizes(&self, limits: &BackendLimits, num_kv_blocks: usize) -> Vec<u64> {
+        vec![limits.max_tokens as u64, num_kv_blocks as u64]
     }
 
     fn reserve(&mut self, _: &BackendLimits) -> BackendResult<()> {
@@ -237,7 +237,7 @@ fn without_a_fault_every_call_goes_through_and_counts() {
     assert_eq!(num_calls(&backend), 19);
     assert_eq!(backend.activation_dtype(DType::Bf16), DType::Bf16);
     let limits = BackendLimits { max_tokens: 7, max_slots: 1, vocab_size: 1 };
-    assert_eq!(backend.workspace_bytes(&limits, 2), 9);
+    assert_eq!(backend.workspace_sizes(&limits, 2), [7, 2]);
     assert_eq!(num_calls(&backend), 19);
 }
 

@@ -9,7 +9,7 @@ use crate::quant;
 
 use super::reference::activation;
 
-/// What [`Naive::workspace_bytes`] claims per slot, so that a plan that forgets it differs.
+/// What [`Naive::workspace_sizes`] claims per slot, so that a plan that forgets it differs.
 const SLOT_BYTES: u64 = 24;
 
 /// The backend.
@@ -185,8 +185,8 @@ impl Backend for Naive {
         width + self.padding[1]
     }
 
-    fn workspace_bytes(&self, limits: &BackendLimits, _num_kv_blocks: usize) -> u64 {
-        limits.max_slots as u64 * SLOT_BYTES
+    fn workspace_sizes(&self, limits: &BackendLimits, _num_kv_blocks: usize) -> Vec<u64> {
+        vec![limits.max_slots as u64 * SLOT_BYTES]
     }
 
     fn reserve(&mut self, limits: &BackendLimits) -> BackendResult<()> {

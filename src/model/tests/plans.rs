@@ -54,8 +54,8 @@ impl Backend for Recorder {
         weights
     }
 
-    fn workspace_bytes(&self, _limits: &BackendLimits, _num_kv_blocks: usize) -> u64 {
-        0
+    fn workspace_sizes(&self, _limits: &BackendLimits, _num_kv_blocks: usize) -> Vec<u64> {
+        Vec::new()
     }
 
     fn reserve(&mut self, _limits: &BackendLimits) -> BackendResult<()> {
