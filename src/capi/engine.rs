@@ -212,7 +212,8 @@ impl From<&ModelInfo> for ifl_model_info {
 /// is above 16, creation captures what cuBLASLt launches, for some tens of milliseconds at its end: a host had better
 /// not synchronise the whole device (cudaDeviceSynchronize, cuCtxSynchronize) on another thread then. Such a call
 /// gives cudaErrorStreamCaptureUnsupported, and can be repeated, but where it meets the capture's first or last moment
-/// it may crash in the driver (580.159.04).
+/// it may crash in the driver (580.159.04). Steps whose capture it interrupts again and again run slower, and the log
+/// warns of them.
 ///
 /// - options: what to load, and how; read during the call only. Not NULL.
 /// - engine: receives the handle; end it with ifl_engine_destroy. Not NULL.
